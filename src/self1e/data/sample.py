@@ -1,0 +1,47 @@
+"""What every dataset reader yields: one picture, its queries with masks, its questions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+QueryKind = Literal["phrase", "sentence"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Words and the pixels they mean."""
+
+    text: str
+    """The expression, as a person would type it, without template."""
+    mask: np.ndarray
+    """Bool ``(H, W)`` at the picture's own size; all False means "not there"."""
+    kind: QueryKind = "phrase"
+    """A noun phrase ("the red cup") or a whole sentence ("What could I drink from?")."""
+    tag: str = ""
+    """What the expression exercises ("attribute", "relation", "absent", ...): evaluation groups by it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A question about the picture whose answer is text."""
+
+    text: str
+    answer: str
+    tag: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One picture with everything that is asked about it."""
+
+    image: Image.Image
+    """RGB."""
+    targets: tuple[Target, ...] = ()
+    questions: tuple[Question, ...] = ()
+    source: str = ""
+    """Where it comes from, e.g. ``scenes/train/17``: error messages name it."""
+    extra: dict[str, object] = field(default_factory=dict)

@@ -1,0 +1,35 @@
+"""Everything self1e raises on purpose, as one small tree.
+
+Each message says what was found, what was expected and what to do. Errors that a caller may
+reasonably catch as a standard type inherit from that type too.
+"""
+
+from __future__ import annotations
+
+
+class Self1EError(Exception):
+    """Base of every error that self1e raises on purpose."""
+
+
+class SettingError(Self1EError, ValueError):
+    """A setting or an argument that cannot work."""
+
+
+class PictureError(Self1EError, ValueError):
+    """A picture that cannot be read, or is larger than the stated limit."""
+
+
+class PromptError(Self1EError, ValueError):
+    """Words that cannot become a query, or a sequence that does not fit its picture."""
+
+
+class CheckpointError(Self1EError, ValueError):
+    """Weights or configuration that do not fit the model."""
+
+
+class DatasetError(Self1EError, ValueError):
+    """Training or evaluation data that is missing or malformed."""
+
+
+class MissingDependencyError(Self1EError, ImportError):
+    """An optional package is not installed; the message holds its ``pip install``."""
