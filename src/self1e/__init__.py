@@ -1,0 +1,1 @@
+"""self1e: ask a vision-language model for a thing, get its mask."""

@@ -1,0 +1,363 @@
+"""The model: train, chat and mask forward on one screen.
+
+An InternVL of `transformers` plus a mask head. `generate` is inherited and stays causal; a forward
+over a complete sequence with [SEG] uses dual perception and yields mask logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import InternVLForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import ModelOutput
+
+from self1e.configuration import Self1EConfig
+from self1e.errors import PromptError, SettingError
+from self1e.model.attention import language_attention_mask
+from self1e.model.losses import LossWeights, mask_losses, text_loss
+from self1e.model.mask_head import MaskHead, MaskHeadOutput, replicate, scan, stitch_tiles
+
+
+@dataclass
+class VisionFeatures:
+    """What the model knows about pictures before it reads any words: computed once per picture."""
+
+    coarse: Tensor
+    """F_V1, what the LLM receives: ``(T, tokens, D)``, tiles of all pictures in order."""
+    fine: Tensor | None
+    """F_V1^HQ, uncompressed patches through the same projector: ``(T, patches, D)``; None without fine features."""
+    patches: Tensor
+    """F_V0, the encoder's last block without class token: ``(T, patches, C)``."""
+    tile_grids: list[tuple[int, int]]
+    """Rows and columns of tiles, per picture."""
+
+
+@dataclass
+class _Rows:
+    """Rows of text matched with their pictures."""
+
+    pictures: list[int]
+    coarse: Tensor
+    """Image tokens in the order of the rows, ``(tiles of all rows, tokens, D)``."""
+    starts: list[int]
+    """First tile of each picture, and the end."""
+
+
+@dataclass
+class Self1EOutput(ModelOutput):
+    """Output of `Self1EForConditionalGeneration.forward`.
+
+    Attributes:
+        loss: Weighted total, if labels or mask targets were given.
+        logits: Next-token logits; None when a loss was asked for (it only needs labelled positions).
+        mask_logits: Per row ``(K_b, 4*rows*h, 4*columns*w)``; None without any [SEG].
+        low_resolution_logits: Per row, the auxiliary mask of the loss; None unless training on masks.
+        losses: The unweighted parts: ``text``, ``bce``, ``dice``.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    mask_logits: tuple[Tensor, ...] | None = None
+    low_resolution_logits: tuple[Tensor, ...] | None = None
+    losses: dict[str, Tensor] | None = None
+    past_key_values: Any = None
+    last_hidden_state: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class Self1EForConditionalGeneration(InternVLForConditionalGeneration):
+    """InternVL that answers with masks (SELF1E, CVPR 2026)."""
+
+    config_class = Self1EConfig
+    config: Self1EConfig
+    # Flash kernels know no or-mask: they would silently run plain causal attention.
+    _supports_flash_attn = False
+    # The loss is already a mean per micro-batch; the Trainer must divide by the accumulation steps itself.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: Self1EConfig) -> None:
+        super().__init__(config)
+        self.mask_head = MaskHead(config)
+        self.loss_weights = LossWeights()
+        self.post_init()
+
+    # ----------------------------------------------------------------- vision
+
+    def encode_pictures(self, pixel_values: Tensor, tile_grids: Sequence[Sequence[int]] | Tensor) -> VisionFeatures:
+        """Run everything that does not depend on words.
+
+        Args:
+            pixel_values: Normalised tiles of all pictures, ``(T, 3, S, S)``.
+            tile_grids: ``(rows, columns)`` per picture.
+        """
+        grids = _as_grids(tile_grids)
+        if sum(rows * columns for rows, columns in grids) != len(pixel_values):
+            raise SettingError(
+                f"pixel_values holds {len(pixel_values)} tiles but tile_grids={grids} describe "
+                f"{sum(r * c for r, c in grids)}; pass one (rows, columns) per picture."
+            )
+        vision = self.model.get_image_features(pixel_values=pixel_values, return_dict=True)
+        patches = vision.last_hidden_state[:, 1:]
+        return VisionFeatures(vision.pooler_output, self.fine_features(patches), patches, grids)
+
+    def fine_features(self, patches: Tensor) -> Tensor | None:
+        """F_V1^HQ: every patch through the projector without compression: ``(T, g*g, C) -> (T, g*g, D)`` (RFR)."""
+        scale = self.config.compression
+        if self.config.fine == "none":
+            return None
+        if self.config.fine == "replicate":
+            return self.model.multi_modal_projector(replicate(patches, scale * scale))
+        side = self.config.patches_per_side
+        windows = scan(patches.unflatten(1, (side, side)), scale)
+        return self.model.multi_modal_projector(windows.flatten(1, 2))
+
+    # ----------------------------------------------------------------- forward
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Any = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        tile_grids: Sequence[Sequence[int]] | Tensor | None = None,
+        picture_of_row: Sequence[int] | Tensor | None = None,
+        mask_targets: Sequence[Tensor] | None = None,
+        vision: VisionFeatures | None = None,
+        dual_perception: bool = True,
+        **kwargs: Any,
+    ) -> Self1EOutput:
+        """Run rows of text over pictures; rows with [SEG] get masks.
+
+        Args:
+            input_ids: ``(B, N)``, right-padded when masks are wanted.
+            pixel_values: Normalised tiles of all pictures, ``(T, 3, S, S)``; each picture once, however many rows ask.
+            attention_mask: 2D, true at real tokens.
+            labels: ``(B, N)``, -100 = not supervised.
+            tile_grids: ``(rows, columns)`` per picture; default one tile each.
+            picture_of_row: Which picture each row looks at, -1 = none; default row b looks at picture b.
+            mask_targets: Per row ``(K_b, H, W)`` in 0..1, one target per query; rows without [SEG] hold ``(0, ., .)``.
+            vision: Pictures encoded before (`encode_pictures`), instead of ``pixel_values``.
+            dual_perception: False keeps every row causal and makes no masks (text generation).
+
+        Raises:
+            PromptError: Image tokens do not match the tiles, or a [SEG] has nothing to be read from.
+        """
+        masks_wanted = dual_perception and past_key_values is None and input_ids is not None
+        is_seg = self._is_seg(input_ids) if masks_wanted and input_ids is not None else None
+        masks_wanted = is_seg is not None and bool(is_seg.any())
+        if vision is None and pixel_values is not None:
+            vision = self.encode_pictures(pixel_values, _default_grids(tile_grids, len(pixel_values)))
+        rows: _Rows | None = None
+        if vision is not None and input_ids is not None:
+            rows = self._match_rows(input_ids, vision, picture_of_row)
+            kwargs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=rows.coarse)}
+        if masks_wanted and input_ids is not None and is_seg is not None:
+            attention_mask = language_attention_mask(
+                self.config.text_config,
+                is_image=input_ids == self.config.image_token_id,
+                is_seg=is_seg,
+                is_real=attention_mask,
+                rule=self.config.attention,
+                dtype=self.lm_head.weight.dtype,
+            )
+            kwargs.setdefault("use_cache", False)
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            return_dict=True,
+            **kwargs,
+        )
+        hidden = outputs.last_hidden_state
+        result = Self1EOutput(
+            past_key_values=outputs.past_key_values,
+            last_hidden_state=hidden,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+        if masks_wanted and rows is not None and vision is not None and input_ids is not None and is_seg is not None:
+            result.mask_logits, result.low_resolution_logits = self._masks(
+                hidden, input_ids, is_seg, vision, rows, with_auxiliary=mask_targets is not None
+            )
+        if labels is not None or mask_targets is not None:
+            result.loss, result.losses = self._loss(hidden, labels, mask_targets, result)
+        else:
+            keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            result.logits = self.lm_head(hidden[:, keep])
+        return result
+
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Keep generation causal: masks come from one more pass over the complete text."""
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        inputs["dual_perception"] = False
+        if kwargs.get("past_key_values") is not None and not kwargs.get("is_first_iteration", False):
+            # The pictures are in the cache already.
+            inputs.pop("pixel_values", None)
+            inputs.pop("vision", None)
+        return inputs
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        """Save in our own layout: the reverse of foreign layouts would drop tensors on some versions."""
+        kwargs.setdefault("save_original_format", False)
+        super().save_pretrained(save_directory, **kwargs)
+
+    # ----------------------------------------------------------------- parts
+
+    def _is_seg(self, input_ids: Tensor) -> Tensor | None:
+        if self.config.seg_token_id is None:
+            return None
+        return input_ids == self.config.seg_token_id
+
+    def _match_rows(
+        self, input_ids: Tensor, vision: VisionFeatures, picture_of_row: Sequence[int] | Tensor | None
+    ) -> _Rows:
+        """Give each row the tiles of its picture, and check that its image tokens are as many."""
+        pictures = _as_list(picture_of_row) if picture_of_row is not None else None
+        if pictures is None:
+            if len(input_ids) != len(vision.tile_grids):
+                raise SettingError(
+                    f"{len(input_ids)} rows and {len(vision.tile_grids)} pictures: pass picture_of_row to say "
+                    "which picture each row looks at (-1 for none)."
+                )
+            pictures = list(range(len(input_ids)))
+        starts = [0]
+        for tile_rows, columns in vision.tile_grids:
+            starts.append(starts[-1] + tile_rows * columns)
+        found = (input_ids == self.config.image_token_id).sum(1).tolist()
+        tokens = vision.coarse.shape[1]
+        tiles: list[int] = []
+        for row, picture in enumerate(pictures):
+            own = list(range(starts[picture], starts[picture + 1])) if picture >= 0 else []
+            if found[row] != len(own) * tokens:
+                raise PromptError(
+                    f"Row {row} has {found[row]} image tokens but its picture has {len(own)} tile(s) of {tokens}: "
+                    f"expected {len(own) * tokens}. Expand <image> for the same tile grid, and truncate text only."
+                )
+            tiles += own
+        index = torch.tensor(tiles, dtype=torch.long, device=vision.coarse.device)
+        return _Rows(pictures, vision.coarse[index], starts)
+
+    def _masks(
+        self,
+        hidden: Tensor,
+        input_ids: Tensor,
+        is_seg: Tensor,
+        vision: VisionFeatures,
+        rows: _Rows,
+        *,
+        with_auxiliary: bool,
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...] | None]:
+        """Run the mask head once per tile grid; return logits per row."""
+        is_read = torch.zeros_like(is_seg)
+        if self.config.seg_readout == "before":
+            is_read[:, :-1] = is_seg[:, 1:]  # a [SEG] at position 0 has no predecessor and yields no mask
+        else:
+            is_read = is_seg
+        is_image = input_ids == self.config.image_token_id
+        seg_counts = is_read.sum(1).tolist()
+        masks: list[Tensor] = [hidden.new_zeros(0, 1, 1)] * len(input_ids)
+        low: list[Tensor] = list(masks)
+        groups: dict[tuple[int, int], list[int]] = {}
+        for row, picture in enumerate(rows.pictures):
+            if picture >= 0 and seg_counts[row]:
+                groups.setdefault(vision.tile_grids[picture], []).append(row)
+        for grid, members in groups.items():
+            index = torch.tensor(members, device=hidden.device)
+            pictures = [rows.pictures[row] for row in members]
+            output = self._run_head(
+                hidden[index], is_image[index], is_read[index], vision, pictures, rows.starts, grid, with_auxiliary
+            )
+            per_row = [seg_counts[row] // self.config.num_seg_tokens for row in members]
+            for row, logits in zip(members, output.mask_logits.split(per_row), strict=True):
+                masks[row] = logits
+            if output.low_resolution_logits is not None:
+                for row, logits in zip(members, output.low_resolution_logits.split(per_row), strict=True):
+                    low[row] = logits
+        return tuple(masks), tuple(low) if with_auxiliary and self.config.auxiliary_low_resolution != "off" else None
+
+    def _run_head(
+        self,
+        hidden: Tensor,
+        is_image: Tensor,
+        is_read: Tensor,
+        vision: VisionFeatures,
+        pictures: list[int],
+        starts: list[int],
+        grid: tuple[int, int],
+        with_auxiliary: bool,
+    ) -> MaskHeadOutput:
+        """Stitch the maps of rows that share one tile grid, and score them."""
+        tile_rows, columns = grid
+        tiles = tile_rows * columns
+        fine_side = self.config.patches_per_side
+        side = fine_side // self.config.compression
+        unique = sorted(set(pictures))
+        index = torch.tensor([starts[p] + i for p in unique for i in range(tiles)], device=hidden.device)
+
+        def stitched(tokens: Tensor, height: int) -> Tensor:
+            return stitch_tiles(tokens.reshape(-1, tiles, height, height, tokens.shape[-1]), tile_rows, columns)
+
+        return self.mask_head(
+            fine=None if vision.fine is None else stitched(vision.fine[index], fine_side),
+            coarse_in=stitched(vision.coarse[index].to(hidden.dtype), side),
+            coarse_out=stitched(hidden[is_image], side),
+            seg=hidden[is_read],
+            picture_of_row=torch.tensor([unique.index(p) for p in pictures], device=hidden.device),
+            row_of_seg=is_read.nonzero()[:, 0],
+            with_auxiliary=with_auxiliary,
+        )
+
+    def _loss(
+        self, hidden: Tensor, labels: Tensor | None, mask_targets: Sequence[Tensor] | None, result: Self1EOutput
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weight the parts as published: mask losses are sums over masks divided by the number of rows."""
+        zero = hidden.new_zeros((), dtype=torch.float32)
+        losses = {"text": zero, "bce": zero, "dice": zero}
+        if labels is not None:
+            losses["text"] = text_loss(hidden, self.lm_head, labels)
+        if mask_targets is not None and result.mask_logits is not None:
+            self._check_targets(mask_targets, result.mask_logits)
+            for logits in (result.mask_logits, result.low_resolution_logits):
+                if logits is None:
+                    continue
+                kept = [(row, target) for row, target in zip(logits, mask_targets, strict=True) if len(row)]
+                if kept:
+                    bce, dice = mask_losses([row for row, _ in kept], [target for _, target in kept])
+                    losses["bce"] = losses["bce"] + bce / len(hidden)
+                    losses["dice"] = losses["dice"] + dice / len(hidden)
+        weights = self.loss_weights
+        total = weights.text * losses["text"] + weights.bce * losses["bce"] + weights.dice * losses["dice"]
+        return total, {name: value.detach() for name, value in losses.items()}
+
+    @staticmethod
+    def _check_targets(mask_targets: Sequence[Tensor], mask_logits: Sequence[Tensor]) -> None:
+        for row, (target, logits) in enumerate(zip(mask_targets, mask_logits, strict=True)):
+            if len(target) != len(logits):
+                raise PromptError(
+                    f"Row {row} has {len(logits)} [SEG] but {len(target)} target mask(s); give one mask per [SEG]."
+                )
+
+
+def _as_list(values: Sequence[int] | Tensor) -> list[int]:
+    return [int(value) for value in (values.tolist() if isinstance(values, Tensor) else values)]
+
+
+def _as_grids(tile_grids: Sequence[Sequence[int]] | Tensor) -> list[tuple[int, int]]:
+    pairs = tile_grids.tolist() if isinstance(tile_grids, Tensor) else tile_grids
+    return [(int(rows), int(columns)) for rows, columns in pairs]
+
+
+def _default_grids(tile_grids: Sequence[Sequence[int]] | Tensor | None, tiles: int) -> list[tuple[int, int]]:
+    return [(1, 1)] * tiles if tile_grids is None else _as_grids(tile_grids)
