@@ -1,0 +1,146 @@
+"""Questions with short answers: how many, which colour, which shape, is there, where, and comparisons.
+
+The answer is drawn first wherever that is possible, so that no answer can be guessed from the question alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from self1e.data.sample import Question
+from self1e.data.scenes.expressions import Author
+from self1e.data.scenes.grammar import Noun, pick, related
+from self1e.data.scenes.scene import Scene, Thing
+from self1e.data.scenes.shapes import COLOURS, HELD_OUT, KINDS
+from self1e.data.scenes.words import NUMBERS, QUESTION_FORMS, RELATION_WORDS
+
+
+def where(scene: Scene, thing: Thing) -> str | None:
+    """Name the place of a thing on a 3 by 3 grid ("top left", "centre"); None near a line of the grid."""
+    names = []
+    for centre, length, low, high in zip(
+        thing.centre_xy, scene.size_wh, ("left", "top"), ("right", "bottom"), strict=True
+    ):
+        at = centre / length
+        if 0.34 < at < 0.41 or 0.59 < at < 0.66:
+            return None
+        names.append(low if at <= 0.34 else high if at >= 0.66 else "")
+    return " ".join(name for name in reversed(names) if name) or "centre"
+
+
+def _count(author: Author) -> Question | None:
+    scene, rng = author.scene, author.rng
+    wanted = int(rng.random() * min(5, len(scene.things) + 1))
+    for _ in range(8):
+        shape = pick(rng, (("colour",), ("kind",), ("colour", "kind"), ()))
+        if author.held_out == "only":
+            shape = ("colour", "kind")
+        noun = Noun(
+            colour=_present_or_any(author, "colour") if "colour" in shape else None,
+            kind=_present_or_any(author, "kind") if "kind" in shape else None,
+        )
+        count = len(noun.among(scene))
+        if (count == wanted or (not shape and wanted > 2)) and author.allows(noun.pairs):
+            text = pick(rng, QUESTION_FORMS["count"]).format(noun.say(rng, many=True))
+            return Question(text=text, answer=NUMBERS[count], tag="count")
+    return None
+
+
+def _present_or_any(author: Author, attribute: str) -> str:
+    if author.rng.random() < 0.8:
+        return getattr(author.thing(), attribute)
+    return pick(author.rng, tuple(COLOURS) if attribute == "colour" else KINDS)
+
+
+def _colour(author: Author) -> Question | None:
+    return _read_off(author, "colour", (("kind",), ("kind",), ("size", "kind"), ("pattern", "kind"), ("size",)))
+
+
+def _shape(author: Author) -> Question | None:
+    return _read_off(author, "kind", (("colour",), ("colour",), ("size", "colour"), ("pattern", "colour"), ("size",)))
+
+
+def _read_off(author: Author, attribute: str, shapes: tuple[tuple[str, ...], ...]) -> Question | None:
+    """Ask for one attribute of a thing that the others single out."""
+    thing = author.thing()
+    noun = Noun(**{name: getattr(thing, name) for name in pick(author.rng, shapes)})
+    # Question and answer together name a pair, even if the words alone do not.
+    if noun.among(author.scene) != {thing.index} or not author.allows(frozenset({thing.pair})):
+        return None
+    tag = "colour" if attribute == "colour" else "shape"
+    text = pick(author.rng, QUESTION_FORMS[tag]).format(noun.say(author.rng))
+    return Question(text=text, answer=getattr(thing, attribute), tag=tag)
+
+
+def _exists(author: Author) -> Question | None:
+    scene, rng = author.scene, author.rng
+    wanted = rng.random() < 0.5
+    for _ in range(8):
+        noun = Noun(kind=_present_or_any(author, "kind"), colour=_present_or_any(author, "colour"))
+        if wanted:
+            thing = author.thing()
+            noun = Noun(kind=thing.kind, colour=thing.colour)
+        elif author.held_out == "only":
+            colour, kind = pick(rng, sorted(HELD_OUT))
+            noun = Noun(kind=kind, colour=colour)
+        if author.held_out != "only" and rng.random() < 0.2:
+            noun = Noun(kind=noun.kind) if rng.random() < 0.5 else Noun(colour=noun.colour)
+        if bool(noun.among(scene)) == wanted and author.allows(noun.pairs):
+            said = noun.say(rng)
+            article = "an" if said[0] in "aeiou" and not said.startswith("one") else "a"
+            text = pick(rng, QUESTION_FORMS["exists"]).format(article, said)
+            return Question(text=text, answer="yes" if wanted else "no", tag="exists")
+    return None
+
+
+def _where(author: Author) -> Question | None:
+    found = author.unique()
+    place = found and where(author.scene, found[1])
+    if not found or not place or not author.allows(found[0].pairs):
+        return None
+    # Few things lie exactly in the middle of a side, so corners would win by number.
+    if " " in place and author.rng.random() < 0.45:
+        return None
+    text = QUESTION_FORMS["where"][0].format(found[0].say(author.rng))
+    return Question(text=text, answer=place, tag="where")
+
+
+def _compare(author: Author) -> Question | None:
+    first = author.unique()
+    second = first and author.unique(but=first[1])
+    if not first or not second or not author.allows(first[0].pairs | second[0].pairs):
+        return None
+    relation = pick(author.rng, tuple(name for name in RELATION_WORDS if name != "closest"))
+    truth = related(author.scene, first[1], relation, second[1])
+    wanted = author.rng.random() < 0.5
+    if truth is not wanted:
+        return None
+    said = pick(author.rng, RELATION_WORDS[relation])
+    text = QUESTION_FORMS["compare"][0].format(first[0].say(author.rng), said, second[0].say(author.rng))
+    return Question(text=text, answer="yes" if truth else "no", tag="compare")
+
+
+MAKERS: dict[str, Callable[[Author], Question | None]] = {
+    "count": _count,
+    "colour": _colour,
+    "shape": _shape,
+    "exists": _exists,
+    "where": _where,
+    "compare": _compare,
+}
+
+QUESTION_TAGS = tuple(MAKERS)
+
+
+def ask(author: Author, count: int) -> Iterator[Question]:
+    """Yield up to ``count`` questions of different tags."""
+    tags = [QUESTION_TAGS[i] for i in author.rng.permutation(len(QUESTION_TAGS))]
+    for tag in tags:
+        if not count:
+            return
+        for _ in range(8):
+            question = MAKERS[tag](author)
+            if question:
+                yield question
+                count -= 1
+                break
