@@ -27,8 +27,9 @@ class Scenes(Sequence[Sample]):
     Some pairs of colour and kind (`HELD_OUT`) never occur in training, neither painted nor named. To measure
     composition, ask the validation or test split only for those: ``Scenes("test", held_out="only")``.
 
-    Each sample's ``extra`` holds ``things``, a tuple of `Thing`, and ``denotes``: for each target, in order, the
-    indices of the things it means.
+    Each sample's ``extra`` holds ``things``, a tuple of `Thing`; ``owner``, uint8 ``(H, W)``, with 0 for background
+    and ``i + 1`` for the pixels of thing ``i``; and ``denotes``: for each target, in order, the indices of the
+    things it means.
     """
 
     def __init__(
@@ -103,7 +104,11 @@ class Scenes(Sequence[Sample]):
             targets=targets,
             questions=questions,
             source=f"scenes/{self.split}/{index}",
-            extra={"things": scene.things, "denotes": tuple(tuple(sorted(meaning)) for meaning in meanings)},
+            extra={
+                "things": scene.things,
+                "owner": scene.owner,
+                "denotes": tuple(tuple(sorted(meaning)) for meaning in meanings),
+            },
         )
 
 

@@ -111,7 +111,13 @@ def _relation(author: Author) -> Expression | None:
     noun = _noun(head, pick(author.rng, _LOOSE_NOUNS))
     if noun.kind is None and noun.colour is None and author.rng.random() < 0.5:
         noun = _noun(head, ("kind",))
-    return Related(noun, pick(author.rng, _RELATIONS), anchor)
+    wanted_absent = author.rng.random() < 0.1
+    for i in author.rng.permutation(len(_RELATIONS)):
+        related = Related(noun, _RELATIONS[i], anchor)
+        meaning = related.denotes(author.scene)
+        if meaning is not None and len(meaning) == (0 if wanted_absent else 1):
+            return related
+    return None
 
 
 def _superlative(author: Author) -> Expression | None:
@@ -138,6 +144,8 @@ def _negation(author: Author) -> Expression | None:
     denied = _noun(pick(rng, author.scene.things), pick(rng, (("colour",), ("colour",), ("pattern",), ("size",))))
     if (noun.colour and denied.colour) or (noun.size and denied.size) or (noun.pattern and denied.pattern):
         return None
+    if denied.pattern == "plain":
+        return None  # "not plain" is a riddle
     left = noun.among(author.scene) - denied.among(author.scene)
     return Without(noun, denied, len(left) == 1)
 
@@ -185,7 +193,7 @@ def _reasoning(author: Author) -> Expression | None:
 
 MAKERS: dict[str, tuple[float, Callable[[Author], Expression | None]]] = {
     "attribute": (4, _attribute),
-    "relation": (3, _relation),
+    "relation": (3.5, _relation),
     "superlative": (2, _superlative),
     "ordinal": (1.5, _ordinal),
     "plural": (1.5, _plural),
@@ -204,7 +212,9 @@ def propose(author: Author, tags: tuple[str, ...], count: int) -> Iterator[tuple
     weights = [MAKERS[tag][0] for tag in tags]
     ladder = [sum(weights[: i + 1]) for i in range(len(weights))]
     seen: set[Expression] = set()
-    for _ in range(count):
+    for _ in range(3 * count):  # some tags are impossible in some scenes
+        if len(seen) == count:
+            return
         dice = author.rng.random() * ladder[-1]
         tag = tags[next(i for i, step in enumerate(ladder) if dice < step)]
         for _ in range(8):

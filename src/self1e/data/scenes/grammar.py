@@ -6,6 +6,7 @@ people could disagree: a near tie, a thing only just to the left. Text is kept o
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -174,7 +175,7 @@ class Extreme(Expression):
             return extreme_size(among, largest=self.extreme == "largest")
         side = {"leftmost": "left", "rightmost": "right", "highest": "top", "lowest": "bottom"}[self.extreme]
         order = ordered(scene, among, side, depth=1)
-        return order and frozenset(order[:1])
+        return None if order is None else frozenset(order[:1])
 
     def words(self, rng: Rng) -> str:
         extreme = pick(rng, words.EXTREME_WORDS[self.extreme])
@@ -198,7 +199,7 @@ class Ordinal(Expression):
         if len(among) < max(2, self.rank):
             return None
         order = ordered(scene, among, self.side, depth=self.rank)
-        return order and frozenset(order[self.rank - 1 : self.rank])
+        return None if order is None else frozenset(order[self.rank - 1 : self.rank])
 
     def words(self, rng: Rng) -> str:
         rank = words.ORDINAL_WORDS[self.rank - 1]
@@ -226,7 +227,7 @@ class Every(Expression):
         chance = rng.random()
         if self.noun.colour and only_colour and chance < 0.3:
             return pick(rng, words.FORMS["everything"]).format(self.noun.colour)
-        if chance < 0.4:
+        if chance < 0.4 and self.noun != Noun():  # "every thing" would read as a misspelling
             return words.FORMS["each"][0].format(self.noun.say(rng))
         if chance < 0.55:
             return words.FORMS["counted"][0].format(words.NUMBERS[self.count], self.noun.say(rng, many=True))
@@ -385,7 +386,8 @@ def related(scene: Scene, thing: Thing, relation: str, anchor: Thing) -> bool | 
             return False
         clear = scene.covered[top, low] > 0.1 * min(thing.visible_area, anchor.visible_area)
         return True if clear and not scene.contained[top, low] > 0.98 else None
-    dx, dy = np.subtract(thing.centre_xy, anchor.centre_xy) / scene.unit
+    dx = (thing.centre_xy[0] - anchor.centre_xy[0]) / scene.unit
+    dy = (thing.centre_xy[1] - anchor.centre_xy[1]) / scene.unit
     along, across = {"left": (-dx, dy), "right": (dx, dy), "above": (-dy, dx), "below": (dy, dx)}[relation]
     if along < 0:
         return False
@@ -398,13 +400,16 @@ def closest(scene: Scene, others: Sequence[Thing], anchor: Thing) -> Meaning:
     """Return the thing nearest to ``anchor``, both from centre to centre and from edge to edge."""
     if len(others) < 2:
         return None
-    centres = np.array([np.hypot(*np.subtract(thing.centre_xy, anchor.centre_xy)) for thing in others])
-    radii = np.sqrt([thing.area / np.pi for thing in others])
-    edges = np.maximum(centres - radii - np.sqrt(anchor.area / np.pi), 0)
-    best = int(centres.argmin())
-    rest = np.arange(len(others)) != best
-    if centres[rest].min() < _CLOSER * centres[best] or edges[rest].min() < edges[best] + _ORDER_GAP * scene.unit:
-        return None
+
+    def radius(thing: Thing) -> float:
+        return math.sqrt(thing.area / math.pi)
+
+    centres = [math.dist(thing.centre_xy, anchor.centre_xy) for thing in others]
+    edges = [max(centre - radius(thing) - radius(anchor), 0) for thing, centre in zip(others, centres, strict=True)]
+    best = centres.index(min(centres))
+    for i in range(len(others)):
+        if i != best and (centres[i] < _CLOSER * centres[best] or edges[i] < edges[best] + _ORDER_GAP * scene.unit):
+            return None
     return frozenset({others[best].index})
 
 

@@ -14,6 +14,8 @@ from self1e.data.scenes.scene import Scene, Thing
 from self1e.data.scenes.shapes import COLOURS, HELD_OUT, KINDS
 from self1e.data.scenes.words import NUMBERS, QUESTION_FORMS, RELATION_WORDS
 
+_COMPARED = tuple(name for name in RELATION_WORDS if name != "closest")
+
 
 def where(scene: Scene, thing: Thing) -> str | None:
     """Name the place of a thing on a 3 by 3 grid ("top left", "centre"); None near a line of the grid."""
@@ -106,18 +108,24 @@ def _where(author: Author) -> Question | None:
 
 
 def _compare(author: Author) -> Question | None:
-    first = author.unique()
-    second = first and author.unique(but=first[1])
-    if not first or not second or not author.allows(first[0].pairs | second[0].pairs):
-        return None
-    relation = pick(author.rng, tuple(name for name in RELATION_WORDS if name != "closest"))
-    truth = related(author.scene, first[1], relation, second[1])
     wanted = author.rng.random() < 0.5
-    if truth is not wanted:
-        return None
-    said = pick(author.rng, RELATION_WORDS[relation])
-    text = QUESTION_FORMS["compare"][0].format(first[0].say(author.rng), said, second[0].say(author.rng))
-    return Question(text=text, answer="yes" if truth else "no", tag="compare")
+    for _ in range(8):
+        first = author.unique()
+        second = first and author.unique(but=first[1])
+        if not first or not second or not author.allows(first[0].pairs | second[0].pairs):
+            continue
+        fair = [name for name in _COMPARED if _is_fair_comparison(author.scene, first[1], name, second[1], wanted)]
+        if fair:
+            said = pick(author.rng, RELATION_WORDS[pick(author.rng, fair)])
+            text = QUESTION_FORMS["compare"][0].format(first[0].say(author.rng), said, second[0].say(author.rng))
+            return Question(text=text, answer="yes" if wanted else "no", tag="compare")
+    return None
+
+
+def _is_fair_comparison(scene: Scene, first: Thing, relation: str, second: Thing, wanted: bool) -> bool:
+    # "Is it behind that?" of two things far apart would make "no" the answer to guess.
+    is_idle = relation in ("inside", "front", "behind") and not scene.overlap[first.index, second.index]
+    return not is_idle and related(scene, first, relation, second) is wanted
 
 
 MAKERS: dict[str, Callable[[Author], Question | None]] = {

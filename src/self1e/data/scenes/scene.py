@@ -6,6 +6,7 @@ leave an earlier one mostly hidden, because then the words for it would no longe
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -83,13 +84,14 @@ class Scene:
     @property
     def unit(self) -> float:
         """The length all margins are measured in: the geometric mean side."""
-        return float(np.sqrt(self.size_wh[0] * self.size_wh[1]))
+        return math.sqrt(self.size_wh[0] * self.size_wh[1])
 
     def mask(self, indices: frozenset[int]) -> np.ndarray:
         """Return the visible pixels of some things, bool ``(H, W)``."""
-        chosen = np.zeros(len(self.things) + 1, dtype=bool)
-        chosen[[i + 1 for i in indices]] = True
-        return chosen[self.owner]
+        mask = np.zeros(self.owner.shape, dtype=bool)
+        for i in indices:
+            mask |= self.owner == i + 1
+        return mask
 
     def image(self) -> Image.Image:
         return Image.fromarray(self.pixels)
@@ -174,7 +176,7 @@ def _lay_things(
     shown = np.zeros(count + 1, dtype=int)
     laid: list[_Laid] = []
     for i in range(count):
-        forced = held_out == "only" and (i == 0 or rng.random() < 0.25)
+        forced = held_out == "only" and (i == 0 or rng.random() < 0.35)
         colour, kind = _choose_pair(rng, laid, colours, held_out, forced, repeat_kind, repeat_colour)
         may_overlap, may_nest = rng.random() < 0.45, rng.random() < 0.3
         for _ in range(10):
@@ -215,6 +217,8 @@ def _choose_pair(
 ) -> Pair:
     if forced:
         pairs = sorted(pair for pair in HELD_OUT if pair[0] in colours)
+        if laid and rng.random() < 0.6:
+            return laid[0].colour, laid[0].kind  # a second one, for plurals and ordinals
         return pairs[int(rng.random() * len(pairs))]
     while True:
         kind = KINDS[int(rng.random() * len(KINDS))]
@@ -238,7 +242,7 @@ def _throw(
     size = "small" if nest_in else ("small", "medium", "medium", "large")[int(rng.random() * 4)]
     # Stripes on a small shape are too fine to be seen.
     pattern = ("plain", "plain", "striped", "spotted")[int(rng.random() * 4)] if size != "small" else "plain"
-    diameter = float(rng.uniform(*SIZES[size])) * float(np.sqrt(width * height))
+    diameter = float(rng.uniform(*SIZES[size])) * math.sqrt(width * height)
     turn, stretch = float(rng.uniform(-1, 1)) * MAX_TURN[kind], float(rng.uniform(0.93, 1.07))
     points = place(kind, diameter=diameter, turn=turn, stretch=stretch)
     low, high = -points.min(axis=0) + 1, size_wh - points.max(axis=0) - 2
@@ -318,7 +322,7 @@ def _paint(rng: np.random.Generator, pixels: np.ndarray, item: _Laid, size_wh: t
         return
     h, w = mask.shape
     x, y = np.arange(w, dtype=np.float32), np.arange(h, dtype=np.float32)[:, None]
-    scale = float(np.sqrt(size_wh[0] * size_wh[1]))
+    scale = math.sqrt(size_wh[0] * size_wh[1])
     if item.pattern == "striped":
         angle, period = float(rng.uniform(0, np.pi)), max(5.0, 0.055 * scale)
         tone = (x * np.float32(np.cos(angle)) + y * np.float32(np.sin(angle))) % period < 0.42 * period

@@ -16,7 +16,7 @@ _TILE, _TEXT, _GAP = 192, 44, 6
 def contact_sheet(samples: Iterable[Sample], columns: int = 6) -> Image.Image:
     """Lay out samples: for each the bare picture with its questions, then one tile per target.
 
-    Pixels outside a mask are dimmed, so a tile that is dark all over is an absent target.
+    Pixels outside a mask are faded and its edge is drawn, so a tile that is pale all over is an absent target.
     """
     tiles = [tile for sample in samples for tile in _tiles(sample)]
     rows = -(-len(tiles) // columns)
@@ -31,8 +31,19 @@ def _tiles(sample: Sample) -> Iterable[Image.Image]:
     yield _tile(sample.image, "\n".join(f"{question.text} {question.answer}" for question in sample.questions))
     pixels = np.asarray(sample.image)
     for target in sample.targets:
-        shown = np.where(target.mask[..., None], pixels, pixels // 4)
+        shown = np.where(target.mask[..., None], pixels, pixels // 4 + 150)
+        shown[_edge(target.mask)] = (255, 0, 255)
         yield _tile(Image.fromarray(shown), f"[{target.tag}] {target.text}")
+
+
+def _edge(mask: np.ndarray) -> np.ndarray:
+    """Return the pixels just outside a mask."""
+    grown = mask.copy()
+    grown[1:] |= mask[:-1]
+    grown[:-1] |= mask[1:]
+    grown[:, 1:] |= mask[:, :-1]
+    grown[:, :-1] |= mask[:, 1:]
+    return grown & ~mask
 
 
 def _tile(picture: Image.Image, text: str) -> Image.Image:
