@@ -69,14 +69,23 @@ class Author:
 
     def describe(self, thing: Thing) -> Noun:
         """Describe a thing by a few of its attributes."""
-        shape = ("colour", "kind") if self.held_out == "only" else pick(self.rng, _SHAPES_OF_NOUNS)
+        if self.held_out == "only":
+            return _noun(thing, ("colour", "kind"))
+        return self.attributes(thing, _SHAPES_OF_NOUNS)
+
+    def attributes(self, thing: Thing, shapes: tuple[tuple[str, ...], ...]) -> Noun:
+        """Describe a thing by one of several choices of attributes."""
+        shape = pick(self.rng, shapes)
+        # Most things are plain, and people seldom say so.
+        while "pattern" in shape and thing.pattern == "plain" and self.rng.random() < 0.7:
+            shape = pick(self.rng, shapes)
         return _noun(thing, shape)
 
     def unique(self, *, but: Thing | None = None) -> tuple[Noun, Thing] | None:
         """Find a description that fits exactly one thing."""
         for _ in range(6):
             thing = self.thing() if but is None else pick(self.rng, self.scene.things)
-            noun = self.describe(thing) if but is None else _noun(thing, pick(self.rng, _SHAPES_OF_NOUNS))
+            noun = self.describe(thing) if but is None else self.attributes(thing, _SHAPES_OF_NOUNS)
             if thing is not but and noun.among(self.scene) == {thing.index}:
                 return noun, thing
         return None
@@ -85,7 +94,7 @@ class Author:
         """Find a loose description, of several things if the scene has such."""
         noun = Noun()
         for _ in range(4):
-            noun = _noun(self.thing(), pick(self.rng, _LOOSE_NOUNS))
+            noun = self.attributes(self.thing(), _LOOSE_NOUNS)
             if len(noun.among(self.scene)) > 1:
                 break
         return noun
@@ -108,7 +117,7 @@ def _relation(author: Author) -> Expression | None:
     head = pick(author.rng, author.scene.things)
     if head is anchor_thing:
         return None
-    noun = _noun(head, pick(author.rng, _LOOSE_NOUNS))
+    noun = author.attributes(head, _LOOSE_NOUNS)
     if noun.kind is None and noun.colour is None and author.rng.random() < 0.5:
         noun = _noun(head, ("kind",))
     wanted_absent = author.rng.random() < 0.1

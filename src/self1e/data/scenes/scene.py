@@ -17,7 +17,7 @@ from self1e.data.scenes.shapes import COLOURS, HELD_OUT, KINDS, MAX_TURN, RGB, S
 
 HeldOut = Literal["never", "only", "any"]
 
-MIN_VISIBLE = 0.6
+MIN_VISIBLE = 0.7
 """A thing shows at least this part of itself..."""
 MIN_AREA = 0.004
 """...and covers at least this part of the picture."""
@@ -38,6 +38,8 @@ _TINTS: tuple[RGB, ...] = (
     (152, 140, 126),
 )
 _MIN_CONTRAST = 120.0
+_SIZES_TRIED = ("small", "medium", "medium", "large", "large")  # a large thing often finds no room
+_RARE_COLOURS = ("green", "purple", "pink", "brown", "black", "white")  # too close to many backgrounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +118,7 @@ def compose(rng: np.random.Generator, size_wh: tuple[int, int], held_out: HeldOu
     """
     pixels, tints = _background(rng, size_wh)
     colours = [name for name, rgb in COLOURS.items() if all(_contrast(rgb, tint) > _MIN_CONTRAST for tint in tints)]
+    colours += [name for name in colours if name in _RARE_COLOURS]  # twice as likely where they can be seen
     laid = _lay_things(rng, size_wh, held_out, colours)
     width, height = size_wh
     owner = np.zeros((height, width), dtype=np.uint8)
@@ -239,7 +242,7 @@ def _throw(
 ) -> _Laid | None:
     """Give a shape a size, a turn, a pattern and a place wholly inside the picture, or None if it cannot fit."""
     width, height = size_wh
-    size = "small" if nest_in else ("small", "medium", "medium", "large")[int(rng.random() * 4)]
+    size = "small" if nest_in else _SIZES_TRIED[int(rng.random() * len(_SIZES_TRIED))]
     # Stripes on a small shape are too fine to be seen.
     pattern = ("plain", "plain", "striped", "spotted")[int(rng.random() * 4)] if size != "small" else "plain"
     diameter = float(rng.uniform(*SIZES[size])) * math.sqrt(width * height)

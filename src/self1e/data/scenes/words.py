@@ -88,7 +88,7 @@ SCENE_RIDDLES = {
     "corners": ("Which shape has the most corners?", "Which one has more corners than the others?"),
     "odd colour": ("Which one has a different colour from all the others?",),
     "odd kind": ("Which one has a different shape from all the others?",),
-    "covered": ("Which one is partly covered by another shape?", "Which shape is partly hidden?"),
+    "covered": ("Which one is partly covered by another shape?", "Which shape has another one on top of it?"),
 }
 
 FORMS = {
