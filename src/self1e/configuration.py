@@ -51,6 +51,7 @@ class Self1EConfig(InternVLConfig):
         num_seg_tokens: [SEG] tokens per query: 1 (SELF1E), or 4, 9, 16 ... one per sub-pixel of a finer
             grid (the multi-token paradigm, for comparison only).
         default_max_tiles: Tiles per picture when the caller does not say (published: 1).
+        template: Name of the conversation template the checkpoint was made with, if it says.
     """
 
     model_type = "self1e"
@@ -65,6 +66,7 @@ class Self1EConfig(InternVLConfig):
     auxiliary_low_resolution: str = "plain"
     num_seg_tokens: int = 1
     default_max_tiles: int = 1
+    template: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -86,7 +88,9 @@ class Self1EConfig(InternVLConfig):
             )
 
     @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Read a configuration of any origin (ours, InternVLChat, ``-hf``) as one of ours."""
         from self1e.model.checkpoints import normalise_config
 

@@ -152,7 +152,7 @@ class MaskHead(nn.Module):
         coarse_out: Tensor,
         seg: Tensor,
         picture_of_row: Tensor,
-        row_of_seg: Tensor,
+        row_of_seg: Tensor | None,
         with_auxiliary: bool = False,
     ) -> MaskHeadOutput:
         """Compute mask logits.
@@ -163,7 +163,7 @@ class MaskHead(nn.Module):
             coarse_out: F_IMG, the same tokens as they leave it, ``(B, H, W, D)``.
             seg: F_SEG, ``(K, D)``.
             picture_of_row: Which picture each row looks at, int64 ``(B,)``.
-            row_of_seg: Which row each [SEG] belongs to, int64 ``(K,)``.
+            row_of_seg: Which row each [SEG] belongs to, int64 ``(K,)``; None if row k has exactly [SEG] k.
             with_auxiliary: Also compute the low-resolution mask of the loss.
         """
         language = coarse_out  # (B, H, W, D), or (B, H*s, W*s, D) once expanded
@@ -189,20 +189,20 @@ class MaskHead(nn.Module):
         if self.fine == "none" or fine is None:
             return language
         if self.unshuffle in ("none", "residual_only"):
-            base = fine[picture_of_row]
+            base = fine.index_select(0, picture_of_row)
             if not self.residual:
                 return base
-            residual = coarse_out - coarse_in[picture_of_row]
+            residual = coarse_out - coarse_in.index_select(0, picture_of_row)
             if self.expand_language is not None:
                 residual = self.expand_language.unfold(residual)
         else:
             expand_coarse = self.expand_vision or self.expand_language
             expand_fine = self.expand_fine or expand_coarse
             assert expand_coarse is not None and expand_fine is not None  # built in __init__ for these switches
-            base = expand_fine.unfold(fine)[picture_of_row]
+            base = expand_fine.unfold(fine).index_select(0, picture_of_row)
             if not self.residual:
                 return base
-            residual = language - expand_coarse.unfold(coarse_in)[picture_of_row]
+            residual = language - expand_coarse.unfold(coarse_in).index_select(0, picture_of_row)
         if residual.shape[1:3] != base.shape[1:3]:
             residual = upsample(residual, (base.shape[1], base.shape[2]))
         return base + residual
@@ -213,9 +213,10 @@ class MaskHead(nn.Module):
             seg = self.expand_language.mean(seg)
         return seg if self.final_mlp is None else self.final_mlp(seg)
 
-    def _dot(self, pixels: Tensor, query: Tensor, row_of_seg: Tensor) -> Tensor:
+    def _dot(self, pixels: Tensor, query: Tensor, row_of_seg: Tensor | None) -> Tensor:
         """Score pixels: ``(B, h, w, D), (K, D) -> (K, h, w)``; several tokens per query unfold into sub-pixels."""
-        chosen = pixels if row_of_seg.shape[0] == pixels.shape[0] and len(pixels) == 1 else pixels[row_of_seg]
+        # Gathering copies every pixel vector: not when there is nothing to gather.
+        chosen = pixels if row_of_seg is None else pixels.index_select(0, row_of_seg)
         logits = torch.einsum("khwd,kd->khw", chosen, query) / query.shape[-1] ** 0.5
         if self.seg_side > 1:
             tokens = self.seg_side * self.seg_side

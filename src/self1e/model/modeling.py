@@ -17,8 +17,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
 from self1e.configuration import Self1EConfig
-from self1e.errors import PromptError, SettingError
+from self1e.errors import CheckpointError, PromptError, SettingError
 from self1e.model.attention import language_attention_mask
+from self1e.model.checkpoints import check_loaded, reference_state_dict, refuse_pickles
 from self1e.model.losses import LossWeights, mask_losses, text_loss
 from self1e.model.mask_head import MaskHead, MaskHeadOutput, replicate, scan, stitch_tiles
 
@@ -208,10 +209,42 @@ class Self1EForConditionalGeneration(InternVLForConditionalGeneration):
             inputs.pop("vision", None)
         return inputs
 
-    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:  # type: ignore[override]
-        """Save in our own layout: the reverse of foreign layouts would drop tensors on some versions."""
-        kwargs.setdefault("save_original_format", False)
-        super().save_pretrained(save_directory, **kwargs)
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a checkpoint of any origin (`self1e.model.checkpoints`), strictly.
+
+        Args:
+            new_mask_head: True to start from a base model: its missing mask head is newly initialised.
+
+        Raises:
+            CheckpointError: Tensors are missing, unexpected or misshapen (all are listed), or pickled.
+        """
+        new_mask_head = kwargs.pop("new_mask_head", False)
+        with_info = kwargs.pop("output_loading_info", False)
+        if not kwargs.pop("use_safetensors", True):
+            raise CheckpointError("use_safetensors=False would unpickle weights; leave it out and use *.safetensors.")
+        if pretrained_model_name_or_path is not None:
+            refuse_pickles(pretrained_model_name_or_path, kwargs.get("subfolder", ""))
+        tolerant = kwargs.pop("ignore_mismatched_sizes", False)
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path,
+            *args,
+            **kwargs,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # so that they are reported together with everything else
+            output_loading_info=True,
+        )
+        strict = {**info, "mismatched_keys": ()} if tolerant else info
+        check_loaded(strict, pretrained_model_name_or_path, new_mask_head=new_mask_head)
+        return (model, info) if with_info else model
+
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: Any, *, save_original_format: bool = False, **kwargs: Any
+    ) -> None:
+        """Save in our own names; ``save_original_format=True`` writes the published ones instead."""
+        if save_original_format:
+            kwargs["state_dict"] = reference_state_dict(self, kwargs.get("state_dict"))
+        super().save_pretrained(save_directory, save_original_format=False, **kwargs)
 
     # ----------------------------------------------------------------- parts
 
@@ -276,10 +309,20 @@ class Self1EForConditionalGeneration(InternVLForConditionalGeneration):
         for grid, members in groups.items():
             index = torch.tensor(members, device=hidden.device)
             pictures = [rows.pictures[row] for row in members]
+            counts = [seg_counts[row] for row in members]
+            one_each = all(count == 1 for count in counts)
             output = self._run_head(
-                hidden[index], is_image[index], is_read[index], vision, pictures, rows.starts, grid, with_auxiliary
+                hidden[index],
+                is_image[index],
+                is_read[index],
+                vision,
+                pictures,
+                rows.starts,
+                grid,
+                with_auxiliary,
+                one_each,
             )
-            per_row = [seg_counts[row] // self.config.num_seg_tokens for row in members]
+            per_row = [count // self.config.num_seg_tokens for count in counts]
             for row, logits in zip(members, output.mask_logits.split(per_row), strict=True):
                 masks[row] = logits
             if output.low_resolution_logits is not None:
@@ -297,6 +340,7 @@ class Self1EForConditionalGeneration(InternVLForConditionalGeneration):
         starts: list[int],
         grid: tuple[int, int],
         with_auxiliary: bool,
+        one_each: bool,
     ) -> MaskHeadOutput:
         """Stitch the maps of rows that share one tile grid, and score them."""
         tile_rows, columns = grid
@@ -315,7 +359,7 @@ class Self1EForConditionalGeneration(InternVLForConditionalGeneration):
             coarse_out=stitched(hidden[is_image], side),
             seg=hidden[is_read],
             picture_of_row=torch.tensor([unique.index(p) for p in pictures], device=hidden.device),
-            row_of_seg=is_read.nonzero()[:, 0],
+            row_of_seg=None if one_each else is_read.nonzero()[:, 0],
             with_auxiliary=with_auxiliary,
         )
 
