@@ -1,0 +1,81 @@
+"""The golden data: numbers of the published system, on tiny random models (see its README.md).
+
+It lies in ``SELF1E_GOLDEN``, or beside the repository in ``../shared/golden``. Where it is missing, these tests
+skip and say so; on a build machine (``CI`` set) they fail. Nothing here knows the name of a case: any folder of the
+same form will do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_MISSING = "GOLDEN DATA MISSING"
+
+
+def golden_folder() -> Path:
+    """Where the golden data should be."""
+    default = Path(__file__).parents[2].parent / "shared" / "golden"
+    return Path(os.environ.get("SELF1E_GOLDEN") or default).resolve()
+
+
+def golden_cases() -> list[Path]:
+    """Every whole-model case, by name; empty if there are none."""
+    return sorted(path.parent for path in golden_folder().glob("cases/*/config.json"))
+
+
+def read_json(path: Path) -> Any:
+    """Read one JSON file of the golden data."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The golden folder."""
+    folder = golden_folder()
+    if not folder.is_dir():
+        message = f"{_MISSING}: no folder {folder}; set SELF1E_GOLDEN."
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return folder
+
+
+@pytest.fixture
+def case(request: pytest.FixtureRequest, golden: Path) -> Path:
+    """One whole-model case: a test that takes it runs on every case."""
+    if request.param is None:
+        pytest.fail(f"{golden / 'cases'} holds no case (a folder with config.json).")
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def function_file(golden: Path) -> Any:
+    """Find a file of ``functions/``; the test skips if it is absent."""
+
+    def find(name: str) -> Path:
+        path = golden / "functions" / name
+        if not path.is_file():
+            pytest.skip(f"functions/{name} is not in {golden}.")
+        return path
+
+    return find
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "case" in metafunc.fixturenames:
+        cases = golden_cases()
+        metafunc.parametrize("case", cases or [None], ids=[path.name for path in cases] or ["none"], indirect=True)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say it once, in red, where it cannot be missed among the dots."""
+    skipped = [report for report in terminalreporter.stats.get("skipped", []) if _MISSING in str(report.longrepr)]
+    if skipped:
+        terminalreporter.write_line(
+            f"{_MISSING}: {len(skipped)} tests skipped; set SELF1E_GOLDEN.", red=True, bold=True
+        )
