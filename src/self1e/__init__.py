@@ -1,1 +1,96 @@
-"""self1e: ask a vision-language model for a thing, get its mask."""
+"""self1e: ask a vision-language model for a thing, get its mask.
+
+    import self1e
+
+    model = self1e.load("nano")
+    result = model.segment("street.jpg", ["the person", "the footwear"])
+    result.overlay().save("street.masks.png")
+
+Everything here is imported when it is first used: ``import self1e`` costs milliseconds, torch and transformers
+cost seconds. Importing ``self1e.model`` registers the classes with transformers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from self1e.configuration import Self1EConfig
+    from self1e.errors import (
+        CheckpointError,
+        DatasetError,
+        MissingDependencyError,
+        PictureError,
+        PromptError,
+        Self1EError,
+        SettingError,
+    )
+    from self1e.inference.segmenter import EncodedPicture, Self1E, load
+    from self1e.model.modeling import Self1EForConditionalGeneration
+    from self1e.processing.image import Self1EImageProcessor
+    from self1e.processing.processor import Self1EProcessor
+    from self1e.structures import Segmentation, TileGrid
+
+    __version__: str
+
+_HOME = {
+    "load": "self1e.inference.segmenter",
+    "Self1E": "self1e.inference.segmenter",
+    "EncodedPicture": "self1e.inference.segmenter",
+    "Segmentation": "self1e.structures",
+    "TileGrid": "self1e.structures",
+    "Self1EConfig": "self1e.configuration",
+    "Self1EForConditionalGeneration": "self1e.model",
+    "Self1EProcessor": "self1e.processing.processor",
+    "Self1EImageProcessor": "self1e.processing.image",
+    "Self1EError": "self1e.errors",
+    "SettingError": "self1e.errors",
+    "PictureError": "self1e.errors",
+    "PromptError": "self1e.errors",
+    "CheckpointError": "self1e.errors",
+    "DatasetError": "self1e.errors",
+    "MissingDependencyError": "self1e.errors",
+}
+
+__all__ = [
+    "CheckpointError",
+    "DatasetError",
+    "EncodedPicture",
+    "MissingDependencyError",
+    "PictureError",
+    "PromptError",
+    "Segmentation",
+    "Self1E",
+    "Self1EConfig",
+    "Self1EError",
+    "Self1EForConditionalGeneration",
+    "Self1EImageProcessor",
+    "Self1EProcessor",
+    "SettingError",
+    "TileGrid",
+    "__version__",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for (PEP 562)."""
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            value: Any = version("self1e")
+        except PackageNotFoundError:  # run from a source tree that is not installed
+            value = "0+unknown"
+    elif name in _HOME:
+        from importlib import import_module
+
+        value = getattr(import_module(_HOME[name]), name)
+    else:
+        raise AttributeError(f"module 'self1e' has no attribute {name!r}")
+    globals()[name] = value  # next time without this function
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

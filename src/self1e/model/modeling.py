@@ -172,6 +172,7 @@ class Self1EForConditionalGeneration(InternVLForConditionalGeneration):
                 dtype=self.lm_head.weight.dtype,
             )
             kwargs.setdefault("use_cache", False)
+        kwargs.pop("return_dict", None)  # `generate` passes it
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -1,0 +1,108 @@
+"""A tiny random model, seeded and made on the fly: every path of the real ones in a second, and masks without meaning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+def _tokenizer() -> Any:
+    """Byte-level BPE without a single merge: any text, one token per byte."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>"]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+        extra_special_tokens=special,
+    )
+
+
+def make_tiny_model(folder: Path, **switches: Any) -> Path:
+    """Save a tiny random model with its processor to a folder."""
+    import torch
+    from transformers import InternVLVisionConfig, Qwen2Config
+
+    from self1e.configuration import Self1EConfig
+    from self1e.model import Self1EForConditionalGeneration
+    from self1e.processing.image import Self1EImageProcessor
+    from self1e.processing.processor import Self1EProcessor
+    from self1e.processing.tokenizers import add_segmentation_tokens
+
+    tokenizer = _tokenizer()
+    seg, _ = add_segmentation_tokens(tokenizer)
+    text = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    vision = InternVLVisionConfig(
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=[56, 56],
+        patch_size=[14, 14],
+        norm_type="layer_norm",
+        attention_bias=True,
+        use_qk_norm=False,
+    )
+    config = Self1EConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        seg_token_id=seg,
+        image_seq_length=4,
+        **switches,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Self1EForConditionalGeneration(config)
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=0.25)  # at the usual 0.02 all masks would be alike
+    model.save_pretrained(folder)
+    images = Self1EImageProcessor(size={"height": 56, "width": 56})
+    Self1EProcessor(images, tokenizer, image_seq_length=4).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny random model: one tile is 56 pixels, 4 tokens and an 8 x 8 mask."""
+    return make_tiny_model(tmp_path_factory.mktemp("tiny") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_model_folder: Path) -> Any:
+    """The same, loaded, on the CPU; nothing that is called changes it."""
+    import self1e
+
+    return self1e.load(tiny_model_folder, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def pictures() -> list[Image.Image]:
+    """Pictures of several sizes and shapes, seeded: noise over large blocks."""
+    rng = np.random.default_rng(0)
+    sizes_wh = [(90, 60), (61, 130), (200, 50), (64, 64)]
+    return [
+        Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
+        for size in sizes_wh
+    ]
