@@ -87,7 +87,8 @@ class Self1EProcessor(ProcessorMixin):
             )
         if keep_bos and tokenizer.bos_token_id is None:
             raise SettingError("keep_bos=True, but the tokenizer has no BOS token; leave it False.")
-        self._reset_caches()
+        self._added: dict[str, int] = {}
+        self._refresh()
 
     @classmethod
     def from_base(
@@ -127,9 +128,12 @@ class Self1EProcessor(ProcessorMixin):
             load_tokenizer(pretrained_model_name_or_path, **hub),
         ]
 
-    def _reset_caches(self) -> None:
+    def _refresh(self) -> None:
+        """Learn the tokenizer's added tokens: anybody may add one at any time, and then no question may spell it."""
         added = added_tokens(self.tokenizer)
-        self._vocabulary_size = len(self.tokenizer)
+        if added == self._added:
+            return
+        self._added = added
         # Longest first, as tokenizers match them.
         self._spelling = re.compile("|".join(re.escape(token) for token in sorted(added, key=len, reverse=True)))
         # An unknown character honestly becomes the unknown token, which is an added one for InternLM2.
@@ -227,6 +231,7 @@ class Self1EProcessor(ProcessorMixin):
             PromptError: The turns are malformed, or ``max_length`` is too small.
         """
         _check_turns(turns, num_tiles)
+        self._refresh()
         template = self.conversation_template
         ids: list[int] = self._bos()
         ids += self._encode(template.system_turn) + self._encode(template.separator)
@@ -288,6 +293,7 @@ class Self1EProcessor(ProcessorMixin):
                 f"Found {len(texts)} queries, {len(tiles)} num_tiles and {len(kinds)} kinds; "
                 "expected one of each per query, or a single value for all."
             )
+        self._refresh()
         head, seg, _ = answer.rpartition(prompts.SEG_TOKEN)
         if not seg:
             raise PromptError(f"answer={answer!r} holds no {prompts.SEG_TOKEN}; without it there is no mask.")
@@ -349,8 +355,6 @@ class Self1EProcessor(ProcessorMixin):
 
     def _encode(self, text: str, keep: bool = True) -> list[int]:
         """Encode trusted text; ``keep`` remembers the result (for the few strings of the template)."""
-        if self._vocabulary_size != len(self.tokenizer):
-            self._reset_caches()  # somebody added a token
         found = self._encode_cache.get(text)
         if found is None:
             found = list(self.tokenizer.encode(text, add_special_tokens=False, verbose=False))
@@ -376,16 +380,13 @@ class Self1EProcessor(ProcessorMixin):
         text is cut inside each spelling and the parts are encoded one by one: every character survives, and the
         control token's id cannot appear.
         """
-        ids = self._encode(lead)  # also refreshes the two patterns below
-        spelling, forbidden = self._spelling, self._forbidden
-        parts = _cut(words, lead, spelling)
-        ids = []
-        for part in parts:
+        ids: list[int] = []
+        for part in _cut(words, lead, self._spelling):
             # Behind a control token every part is encoded as in the middle of a text, not as its beginning.
             guard = lead if not ids else prompts.TURN_END
             found = self._encode(guard + part, keep=False)
             expected = self._encode(guard)
-            if _count(found, forbidden) != _count(expected, forbidden):
+            if _count(found, self._forbidden) != _count(expected, self._forbidden):
                 # Not spelled, yet there: a normaliser made it (a full-width form, say). Characters cannot.
                 found = expected + self._encode_characters(part)
             ids += found if not ids else found[len(expected) :]
@@ -460,6 +461,7 @@ class Self1EProcessor(ProcessorMixin):
             raise SettingError(f"padding_side={padding_side!r} is unknown; choose 'left' or 'right'.")
         if images is None and text is None:
             raise PromptError("Found neither images nor text; expected at least one of them.")
+        self._refresh()
         data: dict[str, Any] = {}
         counts: list[int] = []
         if images is not None:
