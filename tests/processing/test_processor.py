@@ -293,6 +293,13 @@ def test_every_chat_template_renders_the_same_string(folder, name):
     assert found == prompts.TEMPLATES[name].render([("Hi", None)])
 
 
+def test_a_system_message_may_hold_anything(folder):
+    message = 'SYSTEM says "SEPARATOR" {{ x }} {% if %} \\n 助手'
+    processor = Self1EProcessor.from_base(folder, system_message=message)
+    found = processor.apply_chat_template([{"role": "user", "content": "Hi"}], add_generation_prompt=True)
+    assert found == processor.conversation_template.render([("Hi", None)])
+
+
 def test_the_chat_template_refuses_what_it_does_not_know(processor):
     for message in ({"role": "tool", "content": "x"}, {"role": "user", "content": [{"type": "video"}]}):
         with pytest.raises(Exception, match="Unknown"):

@@ -82,9 +82,9 @@ class ChatTemplate:
         A message's content is a string, or parts of type ``image`` (becomes ``<image>`` and a newline) and
         ``text``. A leading system message replaces the template's own.
         """
-        return _JINJA.replace("SYSTEM", json.dumps(self.system_message, ensure_ascii=False)).replace(
-            "SEPARATOR", json.dumps(self.separator)
-        )
+        # The message last: it may hold any words, these two included.
+        text = _JINJA.replace("SEPARATOR", json.dumps(self.separator))
+        return text.replace("SYSTEM", json.dumps(self.system_message, ensure_ascii=False))
 
 
 _JINJA = """\
