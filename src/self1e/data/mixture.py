@@ -1,0 +1,179 @@
+"""The training mixture: which picture, which queries, which words. All randomness lives here, and is seeded.
+
+Item ``i`` is the same item on every machine, whatever the number of workers: a run can stop and go on anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import Dataset
+
+from self1e.data.sample import Sample, Target
+from self1e.errors import SettingError
+from self1e.processing import prompts
+
+Augment = Callable[[Sample, np.random.Generator], Sample]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One sequence about a picture: a question, its answer and, if the answer is [SEG], its mask."""
+
+    question: str
+    answer: str
+    mask: np.ndarray | None
+    """Bool ``(H, W)`` at the item's picture size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """A picture with the rows that are asked about it in one step; it is encoded once for all of them."""
+
+    image: Image.Image
+    rows: tuple[Row, ...]
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One data set of the mixture."""
+
+    samples: Sequence[Sample]
+    weight: float = 1.0
+    """Share of items, relative to the other parts."""
+    augment: Augment | None = None
+    absent: float = 0.0
+    """Chance that a query is replaced by one of ``extra["absent"]``, whose mask is empty."""
+    favourites: Mapping[str, float] = field(default_factory=dict)
+    """Chance per expression that it is among the queries when the picture has it."""
+    bare: float = 0.0
+    """Chance that a phrase loses its leading "the"."""
+
+
+class Mixture(Dataset[Item]):
+    """Items drawn from parts by weight, with templates and answers drawn as published (METHOD 3.6)."""
+
+    def __init__(
+        self,
+        parts: Mapping[str, Part],
+        *,
+        length: int,
+        queries: int,
+        questions: int = 0,
+        seed: int = 0,
+        validation_prompt: float = 0.5,
+        answers: Sequence[str] = prompts.TRAINING_ANSWERS,
+    ) -> None:
+        """Describe the mixture.
+
+        Args:
+            parts: By name.
+            length: Items in one epoch.
+            queries: Most mask queries per picture, drawn without replacement.
+            questions: Most text questions per picture.
+            seed: Another seed is another order, other queries, other words.
+            validation_prompt: Chance of the prompt that inference uses (with its space after the newline)
+                instead of one of the published training prompts.
+            answers: Drawn one at random per query; each holds ``[SEG]``.
+        """
+        if not parts or min(part.weight for part in parts.values()) <= 0:
+            raise SettingError("A mixture needs at least one part, each with a weight above 0; remove unused parts.")
+        self.parts = dict(parts)
+        self.length, self.queries, self.questions, self.seed = length, queries, questions, seed
+        self.validation_prompt = validation_prompt
+        self.answers = tuple(answers)
+        weights = np.array([part.weight for part in parts.values()])
+        self._shares = weights / weights.sum()
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Item:
+        rng = np.random.default_rng((self.seed, index))
+        name = list(self.parts)[int(rng.choice(len(self._shares), p=self._shares))]
+        part = self.parts[name]
+        # Two different items may show one picture of a small set: with other queries, cut otherwise.
+        sample = part.samples[int(rng.integers(len(part.samples)))]
+        if part.augment is not None:
+            sample = part.augment(sample, rng)
+        rows = [self._query_row(target, part, sample, rng) for target in self._choose(sample, part, rng)]
+        for chosen in rng.permutation(len(sample.questions))[: self.questions]:
+            question = sample.questions[int(chosen)]
+            rows.append(
+                Row(question=f"{prompts.IMAGE_PLACEHOLDER}\n{question.text}", answer=question.answer, mask=None)
+            )
+        return Item(image=sample.image, rows=tuple(rows), source=sample.source)
+
+    def _choose(self, sample: Sample, part: Part, rng: np.random.Generator) -> list[Target]:
+        order = [sample.targets[int(i)] for i in rng.permutation(len(sample.targets))]
+        first = [t for t in order if t.text in part.favourites and rng.random() < part.favourites[t.text]]
+        return [*first, *(t for t in order if t.text not in part.favourites)][: self.queries]
+
+    def _query_row(self, target: Target, part: Part, sample: Sample, rng: np.random.Generator) -> Row:
+        absent = sample.extra.get("absent")
+        if part.absent and isinstance(absent, tuple) and absent and rng.random() < part.absent:
+            text = str(absent[int(rng.integers(len(absent)))])
+            target = Target(text=text, mask=np.zeros_like(target.mask), tag="absent")
+        text = target.text
+        if part.bare and rng.random() < part.bare and target.kind == "phrase":
+            text = text.removeprefix("the ")
+        if rng.random() < self.validation_prompt:
+            question = prompts.VALIDATION_QUESTIONS[target.kind].format(text=text)
+        else:
+            templates = prompts.TRAINING_QUESTIONS[target.kind]
+            question = templates[int(rng.integers(len(templates)))].format(text=text)
+        return Row(question=question, answer=self.answers[int(rng.integers(len(self.answers)))], mask=target.mask)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhotoAugment:
+    """Cut, mirror and recolour a photograph; masks follow. Parts that are cut away become absent.
+
+    Mirroring suits names that know no left and right: not for relations.
+    """
+
+    smallest: float = 0.25
+    """Least share of the picture's area that a cut keeps."""
+    aspect: float = 1.4
+    """Most that a cut stretches or squeezes the picture."""
+    colour: float = 0.3
+    """Most relative change of each channel's gain, and of brightness."""
+    whole: float = 0.25
+    """Chance that the picture is not cut."""
+    fewest_pixels: int = 60
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        width, height = sample.image.size
+        box = (0, 0, width, height)
+        if rng.random() >= self.whole:
+            scale = np.sqrt(rng.uniform(self.smallest, 1.0))
+            stretch = np.sqrt(np.exp(rng.uniform(-np.log(self.aspect), np.log(self.aspect))))
+            cut_w, cut_h = min(width, int(width * scale * stretch)), min(height, int(height * scale / stretch))
+            left, top = int(rng.integers(width - cut_w + 1)), int(rng.integers(height - cut_h + 1))
+            box = (left, top, left + cut_w, top + cut_h)
+        mirrored = rng.random() < 0.5
+        pixels = np.asarray(sample.image)[box[1] : box[3], box[0] : box[2]]
+        gain = (1 + rng.uniform(-self.colour, self.colour)) * (1 + rng.uniform(-self.colour, self.colour, 3) / 2)
+        lift = rng.uniform(-40, 40) * self.colour
+        table = np.clip(np.arange(256)[:, None] * gain + lift, 0, 255).astype(np.uint8)  # (256, 3)
+        pixels = np.stack([table[pixels[..., c], c] for c in range(3)], axis=-1)
+        targets = []
+        absent = list(sample.extra.get("absent", ()))  # type: ignore[call-overload]
+        for target in sample.targets:
+            mask = target.mask[box[1] : box[3], box[0] : box[2]]
+            if int(mask.sum()) < self.fewest_pixels:
+                # A sliver that is left is neither there nor absent: it is not asked about.
+                if not mask.any():
+                    absent.append(target.text)
+                continue
+            targets.append(
+                Target(text=target.text, mask=mask[:, ::-1] if mirrored else mask, kind=target.kind, tag=target.tag)
+            )
+        image = Image.fromarray(pixels[:, ::-1] if mirrored else pixels)
+        return Sample(
+            image=image, targets=tuple(targets), source=sample.source, extra={**sample.extra, "absent": tuple(absent)}
+        )

@@ -1,0 +1,68 @@
+"""From items to one batch: tiles once per picture, text once per row, masks at one size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from self1e.data.mixture import Item
+from self1e.processing.processor import Self1EProcessor
+
+
+class Collator:
+    """Turn items into what `Self1EForConditionalGeneration.forward` takes.
+
+    Args:
+        processor: Of the model in training.
+        max_tiles: Tiles per picture.
+        target_side: Masks are brought to this square size (as the tile squashes the picture), so that the loss
+            runs once for the whole batch; None keeps each mask's own size, as published.
+    """
+
+    def __init__(self, processor: Self1EProcessor, *, max_tiles: int = 1, target_side: int | None = None) -> None:
+        self.processor = processor
+        self.max_tiles = max_tiles
+        self.target_side = target_side
+        # Questions repeat: a grammar has few sentences, a data set few names.
+        self._tokenize = lru_cache(maxsize=50_000)(self._tokenize_row)
+
+    def __call__(self, items: Sequence[Item]) -> dict[str, Any]:
+        pictures = self.processor.image_processor([item.image for item in items], max_tiles=self.max_tiles)
+        tiles = pictures["num_tiles"].tolist()
+        sequences, labels, targets, picture_of_row = [], [], [], []
+        for picture, item in enumerate(items):
+            for row in item.rows:
+                ids, supervised = self._tokenize(row.question, row.answer, tiles[picture])
+                sequences.append(ids)
+                labels.append(supervised)
+                targets.append(torch.zeros(0, 1, 1) if row.mask is None else self._target(row.mask))
+                picture_of_row.append(picture)
+        batch: dict[str, Any] = dict(self.processor.pad(sequences, labels))
+        batch["pixel_values"] = pictures["pixel_values"]
+        batch["tile_grids"] = pictures["tile_grids"].tolist()
+        batch["picture_of_row"] = picture_of_row
+        batch["mask_targets"] = targets
+        return batch
+
+    def _tokenize_row(self, question: str, answer: str, num_tiles: int) -> tuple[list[int], list[int]]:
+        tokenized = self.processor.tokenize_conversation([(question, answer)], num_tiles=num_tiles)
+        return tokenized.input_ids, tokenized.labels
+
+    def _target(self, mask: np.ndarray) -> torch.Tensor:
+        if self.target_side is not None and mask.shape != (self.target_side, self.target_side):
+            size = (self.target_side, self.target_side)
+            resized = Image.fromarray(np.ascontiguousarray(mask)).convert("L").resize(size, Image.Resampling.BOX)
+            return torch.from_numpy(np.asarray(resized, dtype=np.float32) / 255)[None]
+        return torch.from_numpy(np.ascontiguousarray(mask, dtype=np.float32))[None]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_tokenize"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._tokenize = lru_cache(maxsize=50_000)(self._tokenize_row)

@@ -1,0 +1,175 @@
+"""`nano`, the model inside: the same classes at small size, its tokenizer and its data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
+from transformers import PreTrainedTokenizerFast
+
+from self1e.configuration import Self1EConfig
+from self1e.data.clothing import PERSON, Clothing
+from self1e.data.coco import REDISTRIBUTABLE, CocoCategories
+from self1e.data.mixture import Mixture, Part, PhotoAugment
+from self1e.data.scenes import Scenes, all_words
+from self1e.errors import DatasetError
+from self1e.model import Self1EForConditionalGeneration
+from self1e.processing import prompts
+from self1e.processing.image import Self1EImageProcessor
+from self1e.processing.processor import Self1EProcessor
+from self1e.training.caching import CachedSamples
+
+TILE, PATCH = 160, 10
+IMAGE_TOKENS = (TILE // PATCH // 2) ** 2
+SCENE_SIZES = ((160, 160), (128, 128), (192, 144), (144, 192), (224, 224))
+SYSTEM_MESSAGE = "You are an helpful assistant."
+
+# The names that clothing and COCO photographs bring, beside the words of the drawn scenes.
+_PHOTO_NAMES = """
+accessories bag belt blazer blouse bodysuit boots bra bracelet cape cardigan clogs coat dress earrings flats glasses
+gloves hair hat heels hoodie intimate jacket jeans jumper leggings loafers necklace panties pants pumps purse ring
+romper sandals scarf shirt shoes shorts skin skirt sneakers socks stockings suit sunglasses sweater sweatshirt swimwear
+t-shirt tie tights top vest wallet watch wedges person clothes footwear headwear face man woman people background
+bicycle car motorcycle airplane bus train truck boat traffic light fire hydrant stop sign parking meter bench bird cat
+dog horse sheep cow elephant bear zebra giraffe backpack umbrella handbag suitcase frisbee skis snowboard sports ball
+kite baseball bat glove skateboard surfboard tennis racket bottle wine glass cup fork knife spoon bowl banana apple
+sandwich orange broccoli carrot hot dog pizza donut cake chair couch potted plant bed dining table toilet tv laptop
+mouse remote keyboard cell phone microwave oven toaster sink refrigerator book clock vase scissors teddy bear hair drier
+toothbrush
+"""
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Make the byte-level BPE of nano: every word it was taught is one token, any other text still has ids.
+
+    Deterministic: the corpus is the vocabulary of the drawn scenes, the names of the photographs and the prompts.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    control = ["<|endoftext|>", prompts.TURN_START, prompts.TURN_END, prompts.IMAGE_START, prompts.IMAGE_END]
+    control.append(prompts.IMAGE_TOKEN)
+    trainer = trainers.BpeTrainer(
+        vocab_size=4096,  # more than the corpus has words: training ends when every word is one token
+        min_frequency=1,
+        show_progress=False,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        special_tokens=control,
+    )
+    tokenizer.train_from_iterator(_corpus(), trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<|endoftext|>",
+        eos_token=prompts.TURN_END,
+        additional_special_tokens=control[1:],
+        clean_up_tokenization_spaces=False,
+        model_max_length=4096,
+    )
+    fast.add_tokens([AddedToken(prompts.SEG_TOKEN, special=False, normalized=False)])
+    return fast
+
+
+def _corpus() -> Iterator[str]:
+    words = sorted({*all_words(), *_PHOTO_NAMES.split()})
+    for word in words:
+        yield f" {word}"
+        if word[0].isupper() or len(word) < 3:
+            yield word
+    yield from ("system", "user", "assistant", "You", "\n", ".", "?", ",", "-")
+    texts = [SYSTEM_MESSAGE, *prompts.TRAINING_ANSWERS]
+    for questions in (*prompts.TRAINING_QUESTIONS.values(), *prompts.VALIDATION_QUESTIONS.values()):
+        texts += [question.replace("{text}", "").replace("<image>", "") for question in questions]
+    for text in texts:
+        yield text.replace(prompts.SEG_TOKEN, "")
+    # Answers stand at the start of a turn, without a space before them.
+    yield from (word for word in words if word.islower())
+
+
+def build_processor() -> Self1EProcessor:
+    """Make the processor of nano: one 160-pixel tile, 64 image tokens."""
+    images = Self1EImageProcessor(size={"height": TILE, "width": TILE}, max_tiles=1)
+    return Self1EProcessor(images, build_tokenizer(), image_seq_length=IMAGE_TOKENS)
+
+
+def build_config(processor: Self1EProcessor) -> Self1EConfig:
+    """Configure nano: 16 x 16 patches, 64 image tokens, masks of 32 x 32 per tile."""
+    return Self1EConfig(
+        vision_config={
+            "hidden_size": 160,
+            "num_hidden_layers": 5,
+            "num_attention_heads": 5,
+            "intermediate_size": 640,
+            "image_size": TILE,
+            "patch_size": PATCH,
+            "attention_bias": True,
+            "norm_type": "layer_norm",
+            "layer_scale_init_value": 1.0,
+        },
+        text_config={
+            "model_type": "qwen2",
+            "hidden_size": 160,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 5,
+            "num_key_value_heads": 5,
+            "intermediate_size": 432,
+            "vocab_size": len(processor.tokenizer),
+            "max_position_embeddings": 4096,
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+            "pad_token_id": processor.pad_token_id,
+            "eos_token_id": processor.turn_end_id,
+            "bos_token_id": None,
+        },
+        image_token_id=processor.image_token_id,
+        seg_token_id=processor.seg_token_id,
+        image_seq_length=IMAGE_TOKENS,
+    )
+
+
+def build_model(processor: Self1EProcessor, *, seed: int = 0) -> Self1EForConditionalGeneration:
+    """Make an untrained nano."""
+    torch.manual_seed(seed)
+    model = Self1EForConditionalGeneration(build_config(processor))
+    # transformers starts positions at zero, for fine-tuning; from scratch patches must differ from the first step.
+    embeddings = model.model.vision_tower.embeddings
+    nn.init.trunc_normal_(embeddings.position_embeddings, std=0.02)
+    nn.init.trunc_normal_(embeddings.cls_token, std=0.02)
+    return model
+
+
+def build_mixture(
+    data: Path | None, *, length: int, seed: int = 0, photographs: float = 0.4, queries: int = 4
+) -> Mixture:
+    """Mix drawn scenes with photographs.
+
+    Args:
+        data: Folder that holds ``ccp/`` and, if at hand, ``coco_mini/``; None trains on drawn scenes alone.
+        length: Pictures in all.
+        seed: Of the mixture; the scenes have their own.
+        photographs: Share of pictures that are photographs.
+        queries: Mask queries per picture.
+    """
+    parts = {"scenes": Part(samples=Scenes("train", size_wh=SCENE_SIZES, length=1_000_000_000), weight=1 - photographs)}
+    if data is not None:
+        if not (data / "ccp").is_dir():
+            raise DatasetError(
+                f"No folder ccp in {data}; expected Clothing Co-Parsing there. "
+                "Leave out --data to train on drawn scenes alone."
+            )
+        parts["clothing"] = Part(
+            samples=CachedSamples(Clothing(data / "ccp", "train")),
+            weight=photographs * 0.95,
+            augment=PhotoAugment(),
+            absent=0.08,
+            favourites={PERSON: 0.5, "the clothes": 0.25, "the footwear": 0.25, "the hair": 0.35, "the skin": 0.35},
+            bare=0.15,
+        )
+        if (data / "coco_mini").is_dir():
+            coco = CocoCategories(data / "coco_mini", "train2017", licences=REDISTRIBUTABLE)
+            parts["coco"] = Part(
+                samples=CachedSamples(coco), weight=photographs * 0.05, augment=PhotoAugment(), absent=0.15, bare=0.15
+            )
+    return Mixture(parts, length=length, queries=queries, questions=1, seed=seed)
