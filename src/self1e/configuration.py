@@ -6,7 +6,7 @@ faithfully. Together they reproduce every row of the paper's ablations (Tables 5
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from transformers import AutoConfig, InternVLConfig
 
@@ -55,6 +55,9 @@ class Self1EConfig(InternVLConfig):
     """
 
     model_type = "self1e"
+    if TYPE_CHECKING:  # configurations once built; the base class also allows dicts
+        text_config: Any = None
+        vision_config: Any = None
 
     seg_token_id: int | None = None
     seg_readout: str = "before"
@@ -76,10 +79,10 @@ class Self1EConfig(InternVLConfig):
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise SettingError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(known)}.")
-        if self.residual and self.fine == "none" and self.unshuffle not in ("none", "two", "one"):
+        if self.unshuffle in ("residual_only", "three") and (self.fine == "none" or not self.residual):
             raise SettingError(
-                f"unshuffle={self.unshuffle!r} needs fine features to add its residual to, but fine='none'. "
-                "Use unshuffle='one' or 'none' without fine features, or fine='replicate'."
+                f"unshuffle={self.unshuffle!r} needs fine features and a residual, found fine={self.fine!r} and "
+                f"residual={self.residual}. Use unshuffle='two' (the same without them), or 'none'."
             )
         side = round(self.num_seg_tokens**0.5)
         if self.num_seg_tokens < 1 or side * side != self.num_seg_tokens:

@@ -169,8 +169,8 @@ def _vision_config(found: Mapping[str, Any]) -> dict[str, Any]:
 
 def _family(llm: Mapping[str, Any]) -> str:
     """Which language model: by ``architectures[0]``, as the published code does, else by ``model_type``."""
-    architecture = (llm.get("architectures") or [None])[0]
-    family = _FAMILIES.get(architecture, llm.get("model_type")) if architecture else llm.get("model_type")
+    architecture = (llm.get("architectures") or [""])[0]
+    family = _FAMILIES.get(architecture) or str(llm.get("model_type"))
     if family not in _FAMILIES.values():
         raise CheckpointError(
             f"llm_config has architectures={llm.get('architectures')} and model_type={llm.get('model_type')!r}; "
@@ -234,7 +234,7 @@ def _expect(found: Mapping[str, Any], name: str, value: Any) -> None:
 
 
 class SplitGroupedRows(ConversionOps):
-    """InternLM2's fused ``wqkv`` to q, k, v: rows come per KV group, first its queries, then its key, then its value."""
+    """Split InternLM2's fused ``wqkv``: per KV group, rows of its queries, then of its key, then of its value."""
 
     @torch.no_grad()
     def convert(

@@ -67,7 +67,7 @@ def replicate(x: Tensor, times: int) -> Tensor:
 
 
 def scan(x: Tensor, scale: int) -> Tensor:
-    """Windows of ``s x s`` with stride 1: ``(..., H, W, C) -> (..., H, W, s*s*C)``, edge patches repeated (Table 11)."""
+    """Cut ``s x s`` windows with stride 1, repeating edges: ``(..., H, W, C) -> (..., H, W, s*s*C)`` (Table 11)."""
     height, width = x.shape[-3:-1]
     down = torch.arange(height + scale - 1, device=x.device).clamp(max=height - 1)
     right = torch.arange(width + scale - 1, device=x.device).clamp(max=width - 1)
@@ -136,13 +136,11 @@ class MaskHead(nn.Module):
         self.seg_side = round(config.num_seg_tokens**0.5)
         # f'_PUS, for what passed through the LLM; with unshuffle="one" it serves everything.
         self.expand_language = Expand(dim, scale) if self.unshuffle != "none" else None
-        self.expand_vision = Expand(dim, scale) if self.unshuffle in ("two", "three") and self._uses_vision else None
+        # f_PUS, for features that never entered it; F_V1^HQ gets its own with unshuffle="three".
+        is_apart = self.unshuffle in ("two", "three") and self.fine != "none"
+        self.expand_vision = Expand(dim, scale) if is_apart else None
         self.expand_fine = Expand(dim, scale) if self.unshuffle == "three" else None
         self.final_mlp = MLP(dim, dim) if config.final_mlp else None
-
-    @property
-    def _uses_vision(self) -> bool:
-        return self.fine != "none"
 
     def forward(
         self,
@@ -198,7 +196,8 @@ class MaskHead(nn.Module):
         else:
             expand_coarse = self.expand_vision or self.expand_language
             expand_fine = self.expand_fine or expand_coarse
-            assert expand_coarse is not None and expand_fine is not None  # built in __init__ for these switches
+            assert expand_coarse is not None
+            assert expand_fine is not None  # both built in __init__ for these switches
             base = expand_fine.unfold(fine).index_select(0, picture_of_row)
             if not self.residual:
                 return base

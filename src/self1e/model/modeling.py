@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import InternVLForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from self1e.configuration import Self1EConfig
 from self1e.errors import CheckpointError, PromptError, SettingError
@@ -103,7 +103,7 @@ class Self1EForConditionalGeneration(InternVLForConditionalGeneration):
                 f"pixel_values holds {len(pixel_values)} tiles but tile_grids={grids} describe "
                 f"{sum(r * c for r, c in grids)}; pass one (rows, columns) per picture."
             )
-        vision = self.model.get_image_features(pixel_values=pixel_values, return_dict=True)
+        vision: Any = self.model.get_image_features(pixel_values=pixel_values, return_dict=True)  # pyright: ignore
         patches = vision.last_hidden_state[:, 1:]
         return VisionFeatures(vision.pooler_output, self.fine_features(patches), patches, grids)
 
@@ -146,12 +146,12 @@ class Self1EForConditionalGeneration(InternVLForConditionalGeneration):
             labels: ``(B, N)``, -100 = not supervised.
             tile_grids: ``(rows, columns)`` per picture; default one tile each.
             picture_of_row: Which picture each row looks at, -1 = none; default row b looks at picture b.
-            mask_targets: Per row ``(K_b, H, W)`` in 0..1, one target per query; rows without [SEG] hold ``(0, ., .)``.
+            mask_targets: Per row ``(K_b, H, W)`` in 0..1, one target per query; rows without [SEG] hold ``(0, 1, 1)``.
             vision: Pictures encoded before (`encode_pictures`), instead of ``pixel_values``.
             dual_perception: False keeps every row causal and makes no masks (text generation).
 
         Raises:
-            PromptError: Image tokens do not match the tiles, or a [SEG] has nothing to be read from.
+            PromptError: Image tokens do not match the tiles, targets do not match the [SEG], or padding is on the left.
         """
         masks_wanted = dual_perception and past_key_values is None and input_ids is not None
         is_seg = self._is_seg(input_ids) if masks_wanted and input_ids is not None else None
@@ -163,6 +163,7 @@ class Self1EForConditionalGeneration(InternVLForConditionalGeneration):
             rows = self._match_rows(input_ids, vision, picture_of_row)
             kwargs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=rows.coarse)}
         if masks_wanted and input_ids is not None and is_seg is not None:
+            _check_padding(attention_mask)
             attention_mask = language_attention_mask(
                 self.config.text_config,
                 is_image=input_ids == self.config.image_token_id,
@@ -202,13 +203,31 @@ class Self1EForConditionalGeneration(InternVLForConditionalGeneration):
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Keep generation causal: masks come from one more pass over the complete text."""
-        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # pyright: ignore
         inputs["dual_perception"] = False
         if kwargs.get("past_key_values") is not None and not kwargs.get("is_first_iteration", False):
             # The pictures are in the cache already.
             inputs.pop("pixel_values", None)
             inputs.pop("vision", None)
         return inputs
+
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor | None, dict[str, Any]]:
+        """Repeat rows for beams and samples, but never pictures: more rows look at the same ones."""
+        shared = {name: kwargs.pop(name) for name in ("pixel_values", "tile_grids", "vision") if name in kwargs}
+        if expand_size > 1 and input_ids is not None and kwargs.get("picture_of_row") is None:
+            kwargs["picture_of_row"] = range(len(input_ids))
+        if kwargs.get("picture_of_row") is not None:
+            kwargs["picture_of_row"] = torch.as_tensor(list(kwargs["picture_of_row"]))
+        input_ids, kwargs = super()._expand_inputs_for_generation(  # pyright: ignore
+            expand_size, is_encoder_decoder, input_ids, **kwargs
+        )
+        return input_ids, {**kwargs, **shared}
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -227,7 +246,7 @@ class Self1EForConditionalGeneration(InternVLForConditionalGeneration):
         if pretrained_model_name_or_path is not None:
             refuse_pickles(pretrained_model_name_or_path, kwargs.get("subfolder", ""))
         tolerant = kwargs.pop("ignore_mismatched_sizes", False)
-        model, info = super().from_pretrained(
+        loaded: Any = super().from_pretrained(
             pretrained_model_name_or_path,
             *args,
             **kwargs,
@@ -235,6 +254,7 @@ class Self1EForConditionalGeneration(InternVLForConditionalGeneration):
             ignore_mismatched_sizes=True,  # so that they are reported together with everything else
             output_loading_info=True,
         )
+        model, info = loaded
         strict = {**info, "mismatched_keys": ()} if tolerant else info
         check_loaded(strict, pretrained_model_name_or_path, new_mask_head=new_mask_head)
         return (model, info) if with_info else model
@@ -301,6 +321,7 @@ class Self1EForConditionalGeneration(InternVLForConditionalGeneration):
             is_read = is_seg
         is_image = input_ids == self.config.image_token_id
         seg_counts = is_read.sum(1).tolist()
+        self._check_seg_counts(seg_counts)
         masks: list[Tensor] = [hidden.new_zeros(0, 1, 1)] * len(input_ids)
         low: list[Tensor] = list(masks)
         groups: dict[tuple[int, int], list[int]] = {}
@@ -372,8 +393,9 @@ class Self1EForConditionalGeneration(InternVLForConditionalGeneration):
         losses = {"text": zero, "bce": zero, "dice": zero}
         if labels is not None:
             losses["text"] = text_loss(hidden, self.lm_head, labels)
-        if mask_targets is not None and result.mask_logits is not None:
-            self._check_targets(mask_targets, result.mask_logits)
+        if mask_targets is not None:
+            found = [0] * len(hidden) if result.mask_logits is None else [len(row) for row in result.mask_logits]
+            _check_targets(mask_targets, found)
             for logits in (result.mask_logits, result.low_resolution_logits):
                 if logits is None:
                     continue
@@ -386,13 +408,34 @@ class Self1EForConditionalGeneration(InternVLForConditionalGeneration):
         total = weights.text * losses["text"] + weights.bce * losses["bce"] + weights.dice * losses["dice"]
         return total, {name: value.detach() for name, value in losses.items()}
 
-    @staticmethod
-    def _check_targets(mask_targets: Sequence[Tensor], mask_logits: Sequence[Tensor]) -> None:
-        for row, (target, logits) in enumerate(zip(mask_targets, mask_logits, strict=True)):
-            if len(target) != len(logits):
+    def _check_seg_counts(self, seg_counts: list[int]) -> None:
+        needed = self.config.num_seg_tokens
+        for row, count in enumerate(seg_counts):
+            if count % needed:
                 raise PromptError(
-                    f"Row {row} has {len(logits)} [SEG] but {len(target)} target mask(s); give one mask per [SEG]."
+                    f"Row {row} has {count} [SEG] to read, but num_seg_tokens={needed}: expected {needed} per query."
                 )
+
+
+def _check_targets(mask_targets: Sequence[Tensor], found: list[int]) -> None:
+    if len(mask_targets) != len(found):
+        raise PromptError(
+            f"mask_targets holds {len(mask_targets)} rows, the batch {len(found)}; give each row its targets, "
+            "``(0, 1, 1)`` where it has no [SEG]."
+        )
+    for row, (target, masks) in enumerate(zip(mask_targets, found, strict=True)):
+        if len(target) != masks:
+            raise PromptError(
+                f"Row {row} yields {masks} mask(s) but has {len(target)} target(s); give one target per query "
+                "of a row that has a picture."
+            )
+
+
+def _check_padding(attention_mask: Any) -> None:
+    if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2 and not bool(attention_mask[:, 0].all()):
+        raise PromptError(
+            "A row begins with padding; masks need padding on the right (tokenizer.padding_side='right')."
+        )
 
 
 def _as_list(values: Sequence[int] | Tensor) -> list[int]:
