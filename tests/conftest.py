@@ -1,7 +1,8 @@
-"""A tiny random model, seeded and made on the fly: every path of the real ones in a second, and masks without meaning."""
+"""A tiny random model, seeded and made on the fly: every path of a real one in a second, masks without meaning."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def _tokenizer() -> Any:
     )
 
 
-def make_tiny_model(folder: Path, **switches: Any) -> Path:
+def _make_tiny_model(folder: Path, **switches: Any) -> Path:
     """Save a tiny random model with its processor to a folder."""
     import torch
     from transformers import InternVLVisionConfig, Qwen2Config
@@ -84,9 +85,15 @@ def make_tiny_model(folder: Path, **switches: Any) -> Path:
 
 
 @pytest.fixture(scope="session")
+def make_tiny_model() -> Callable[..., Path]:
+    """Make one with other switches: ``make_tiny_model(folder, fine="none", ...)``."""
+    return _make_tiny_model
+
+
+@pytest.fixture(scope="session")
 def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a tiny random model: one tile is 56 pixels, 4 tokens and an 8 x 8 mask."""
-    return make_tiny_model(tmp_path_factory.mktemp("tiny") / "tiny")
+    return _make_tiny_model(tmp_path_factory.mktemp("tiny") / "tiny")
 
 
 @pytest.fixture(scope="session")

@@ -44,7 +44,7 @@ def write_outputs(result: Segmentation, folder: Path, stem: str, formats: Sequen
     Returns:
         The files written.
     """
-    writers = [FORMATS[name] for name in _checked_formats(formats)]
+    writers = [FORMATS[name] for name in check_formats(formats)]
     if stem in ("", "..") or Path(stem).name != stem:
         raise SettingError(f"stem={stem!r} must be a bare file name: put folders into `folder`.")
     folder = Path(folder)
@@ -52,7 +52,8 @@ def write_outputs(result: Segmentation, folder: Path, stem: str, formats: Sequen
     return atomic_write_all((folder / f"{stem}.{ending}", data) for write in writers for ending, data in write(result))
 
 
-def _checked_formats(formats: Sequence[str]) -> list[str]:
+def check_formats(formats: Sequence[str]) -> list[str]:
+    """Return the names, each once, or say which one is unknown."""
     names = [formats] if isinstance(formats, str) else list(dict.fromkeys(formats))
     known = ", ".join(FORMATS)
     if not names:
@@ -88,7 +89,7 @@ def _coco(result: Segmentation) -> Files:
             "iscrowd": 0,
             "score": entry["score"],
         }
-        for k, entry in enumerate(_entries(result))
+        for k, entry in enumerate(entries(result))
         for x0, y0, x1, y1 in [entry["box_xyxy"]]
         if not entry["is_empty"]
     ]
@@ -111,7 +112,7 @@ def _polygons(result: Segmentation) -> Files:
 
 
 def _everything(result: Segmentation) -> Files:
-    yield "json", _json({"source": result.source, "size_wh": result.size_wh, "queries": _entries(result)})
+    yield "json", _json({"source": result.source, "size_wh": result.size_wh, "queries": entries(result)})
 
 
 FORMATS: dict[str, Callable[[Segmentation], Files]] = {
@@ -124,7 +125,7 @@ FORMATS: dict[str, Callable[[Segmentation], Files]] = {
 """Every format that ``write_outputs`` knows, and what makes its files."""
 
 
-def _entries(result: Segmentation) -> list[dict[str, Any]]:
+def entries(result: Segmentation) -> list[dict[str, Any]]:
     """One JSON-able record per query."""
     rles, areas, boxes = result.to_coco_rle(), result.areas.tolist(), result.boxes_xyxy.tolist()
     return [

@@ -55,7 +55,8 @@ def describe(config: Self1EConfig, processor: Self1EProcessor, *, name: str = ""
         part = next((part for part, prefix in _PARTS.items() if parameter_name.startswith(prefix)), "other")
         counts[part] = counts.get(part, 0) + parameter.numel()
     total = sum(counts.values())
-    text, vision = config.text_config, config.vision_config
+    text: Any = config.text_config
+    vision: Any = config.vision_config
     tokens = (config.patches_per_side // config.compression) ** 2
     return {
         "name": name,
@@ -100,7 +101,8 @@ def _mask_side(config: Self1EConfig) -> int:
 
 def _activation_bytes(config: Self1EConfig, tiles: int, size: int) -> int:
     """Estimate what one query needs beside the weights: what is kept of the picture, and the widest stage."""
-    text, vision = config.text_config, config.vision_config
+    text: Any = config.text_config
+    vision: Any = config.vision_config
     patches = tiles * config.patches_per_side**2
     tokens = patches // config.compression**2 + _WORDS
     kept = patches * (vision.hidden_size + text.hidden_size) + tokens * text.hidden_size

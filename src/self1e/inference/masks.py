@@ -1,8 +1,8 @@
 """Mask logits to a mask at the picture's own size (METHOD section 5, step 9), in bounded memory.
 
-Bilinear enlarging works along one side at a time. First down: ``(h, w)`` becomes ``(H, w)``, which is small for
-any picture. Then across, in strips of about a million pixels: so a 24-megapixel mask never exists as numbers,
-and strips without foreground cost nothing.
+Bilinear enlarging works along one side at a time. First across: ``(h, w)`` becomes ``(h, W)``, which is small for
+any picture. Then down, in strips of whole columns, about a million pixels each: so a 24-megapixel mask never exists
+as numbers, and strips without foreground cost nothing. Columns, because run-length codes of COCO run down them.
 """
 
 from __future__ import annotations
@@ -32,23 +32,24 @@ def enlarge(logits: Tensor, size_wh: tuple[int, int], threshold: float = 0.0) ->
         Compressed COCO RLE, and the mean sigmoid over the foreground (0 without any).
     """
     width, height = size_wh
-    mask = np.zeros((height, width), dtype=bool)
+    mask = np.zeros((width, height), dtype=bool)  # columns first
+    widest = torch.float32 if logits.device.type == "mps" else torch.float64  # MPS has no float64
     total, area = 0.0, 0
-    rows = F.interpolate(logits[None, None], size=(height, logits.shape[1]), mode="bilinear", align_corners=False)[0, 0]
-    # Enlarging never exceeds what it starts from: rows without a logit above the threshold have no foreground.
-    has_foreground = (rows.amax(dim=1) > threshold).tolist()
-    step = max(_STRIP // width, 1)
-    for top in range(0, height, step):
-        if not any(has_foreground[top : top + step]):
+    columns = _stretched(logits.T, (width, logits.shape[0]))  # (W, h)
+    # Enlarging never exceeds what it starts from: where no logit is above the threshold, no pixel will be.
+    has_foreground = (columns.amax(dim=1) > threshold).tolist()
+    step = max(_STRIP // height, 1)
+    for left in range(0, width, step):
+        if not any(has_foreground[left : left + step]):
             continue
-        strip = rows[None, None, top : top + step]
-        strip = F.interpolate(strip, size=(strip.shape[2], width), mode="bilinear", align_corners=False)[0, 0]
+        strip = columns[left : left + step]
+        strip = _stretched(strip, (len(strip), height))
         foreground = strip > threshold
-        total += float(strip[foreground].sigmoid().sum(dtype=_widest(strip)))
+        total += float(strip.sigmoid().mul_(foreground).sum(dtype=widest))
         area += int(foreground.sum())
-        mask[top : top + step] = foreground.cpu().numpy()
-    return encode_mask(mask), total / area if area else 0.0
+        mask[left : left + step] = foreground.cpu().numpy()
+    return encode_mask(mask.T), total / area if area else 0.0
 
 
-def _widest(tensor: Tensor) -> torch.dtype:
-    return torch.float32 if tensor.device.type == "mps" else torch.float64  # MPS has no float64
+def _stretched(values: Tensor, shape: tuple[int, int]) -> Tensor:
+    return F.interpolate(values[None, None], size=shape, mode="bilinear", align_corners=False)[0, 0]

@@ -14,11 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from transformers import Pipeline
+from transformers import Pipeline, PreTrainedModel
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from self1e.errors import PromptError, SettingError
-from self1e.model.modeling import Self1EForConditionalGeneration
 from self1e.processing.pictures import open_picture
 from self1e.processing.processor import Self1EProcessor
 from self1e.structures import Segmentation, mask_image
@@ -42,15 +41,16 @@ class TextGuidedSegmentationPipeline(Pipeline):
     _load_video_processor = False
 
     def __init__(self, model: Any, processor: Any = None, **kwargs: Any) -> None:
+        # Here and below, not above: importing self1e.model registers this pipeline.
+        from self1e.inference.segmenter import Self1E
+        from self1e.model.modeling import Self1EForConditionalGeneration
+
         if not isinstance(model, Self1EForConditionalGeneration):
             raise SettingError(
                 f"The task {TASK!r} needs a Self1EForConditionalGeneration, found {type(model).__name__}."
             )
         if processor is None:
             processor = _processor_of(model)
-        # Here and below, not above: the segmenter imports self1e.model, whose import registers this pipeline.
-        from self1e.inference.segmenter import Self1E
-
         super().__init__(model=model, processor=processor, **kwargs)
         self.segmenter = Self1E(self.model, processor)  # type: ignore[arg-type]
 
@@ -116,7 +116,7 @@ class TextGuidedSegmentationPipeline(Pipeline):
         self.segmenter.processor.save_pretrained(save_directory)
 
 
-def _processor_of(model: Self1EForConditionalGeneration) -> Self1EProcessor:
+def _processor_of(model: PreTrainedModel) -> Self1EProcessor:
     """Load the processor from where the model came from."""
     name = str(getattr(model, "name_or_path", "") or "")
     if not name or not Path(name).is_dir():
@@ -124,13 +124,10 @@ def _processor_of(model: Self1EForConditionalGeneration) -> Self1EProcessor:
     return Self1EProcessor.from_pretrained(name)
 
 
-def register() -> None:
+def register(model_class: type[PreTrainedModel]) -> None:
     """Tell transformers about the task; once is enough."""
     if TASK in PIPELINE_REGISTRY.supported_tasks:
         return
     PIPELINE_REGISTRY.register_pipeline(
-        TASK,
-        pipeline_class=TextGuidedSegmentationPipeline,
-        pt_model=(Self1EForConditionalGeneration,),
-        type="multimodal",
+        TASK, pipeline_class=TextGuidedSegmentationPipeline, pt_model=(model_class,), type="multimodal"
     )

@@ -289,7 +289,7 @@ class Self1E:
         """How much one forward pass may hold: rows if the caller says so, else tiles over all rows."""
         if batch_size is not None:
             return batch_size
-        config = self.model.config
+        config: Any = self.model.config
         # The widest maps are the mask head's, two pixels per patch and side (unless a switch makes them smaller).
         one_tile = _HEAD_BUFFERS * (2 * config.patches_per_side) ** 2 * config.text_config.hidden_size
         if self.device.type == "cuda":
@@ -388,7 +388,8 @@ class Self1E:
             extra = {"vision": encoded.vision, "picture_of_row": [0]}
         ids = self.processor.tokenize_conversation([(question.strip(), None)], num_tiles=tiles).input_ids
         input_ids = torch.tensor([ids], device=self.device)
-        output: Any = self.model.generate(
+        model: Any = self.model  # its `generate` is typed by a protocol that transformers' models do not meet
+        output: Any = model.generate(
             input_ids=input_ids,
             attention_mask=torch.ones_like(input_ids),
             max_new_tokens=max_new_tokens,

@@ -12,6 +12,6 @@ AutoModel.register(Self1EConfig, Self1EForConditionalGeneration, exist_ok=True)
 AutoModelForImageTextToText.register(Self1EConfig, Self1EForConditionalGeneration, exist_ok=True)
 AutoImageProcessor.register(Self1EConfig, slow_image_processor_class=Self1EImageProcessor, exist_ok=True)
 AutoProcessor.register(Self1EConfig, Self1EProcessor, exist_ok=True)
-pipeline.register()
+pipeline.register(Self1EForConditionalGeneration)
 
 __all__ = ["Self1EConfig", "Self1EForConditionalGeneration", "Self1EOutput", "VisionFeatures"]

@@ -1,0 +1,84 @@
+"""The command ``self1e``: one file per command, wired here.
+
+Exit status: 0 all is well; 1 something failed (a picture, a model, this machine); 2 the command was not
+understood. Only typer and the standard library are imported above; a command imports what it needs when it runs,
+so that ``--help`` comes at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from self1e.cli.demo import demo
+from self1e.cli.doctor import doctor
+from self1e.cli.info import info
+from self1e.cli.segment import segment
+from self1e.errors import PromptError, Self1EError, SettingError
+
+
+class _Group(TyperGroup):
+    """Tells errors that self1e raises on purpose in one line; with ``--debug``, where they come from."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Self1EError as error:
+            if ctx.params.get("debug"):
+                raise
+            typer.echo(f"self1e: {error}", err=True)
+            raise typer.Exit(2 if isinstance(error, SettingError | PromptError) else 1) from error
+
+
+app = typer.Typer(
+    name="self1e",
+    cls=_Group,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        version()
+        raise typer.Exit
+
+
+@app.callback()
+def self1e(
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error comes from.")] = False,
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Ask a vision-language model for a thing, get its mask."""
+
+
+def version() -> None:
+    """Show the version."""
+    from self1e import __version__
+
+    typer.echo(f"self1e {__version__}")
+
+
+for command in (segment, demo, info, doctor, version):
+    app.command()(command)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; leaves with ``SystemExit``."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a letter of a file's name or a query is no reason to stop.
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+    app(arguments, prog_name="self1e")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+"""The command line: what it prints, where it writes, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from self1e.cli import demo as demo_module
+from self1e.cli.main import main
+from self1e.cli.segment import file_stems
+from self1e.inference.loading import NANO
+from self1e.structures import Segmentation
+
+
+@pytest.fixture
+def run(capsys, tiny_model_folder):
+    """Run the command with the tiny model; returns status, stdout and stderr."""
+
+    def run(*arguments: object, model: bool = True) -> tuple[int, str, str]:
+        given = [str(argument) for argument in arguments]
+        if model:
+            given += ["--model", str(tiny_model_folder), "--device", "cpu"]
+        with pytest.raises(SystemExit) as end:
+            main(given)
+        out, err = capsys.readouterr()
+        return int(end.value.code or 0), out, err
+
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path, pictures, monkeypatch):
+    """Where the command runs: two pictures, a broken one, and a file that is none."""
+    monkeypatch.chdir(tmp_path)
+    Path("in").mkdir()
+    pictures[0].save("in/one.png")
+    pictures[1].save("in/two.jpg")
+    Path("in/broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    Path("in/notes.txt").write_text("no picture")
+    return tmp_path
+
+
+def test_one_picture(run, folder):
+    status, out, err = run("segment", "in/one.png", "-q", "the red block", "-q", "blue")
+    assert (status, err) == (0, "")
+    assert out.startswith("in/one.png: 'the red block' ")
+    assert out.endswith("-> self1e-output/one.overlay.png\n")
+    with Image.open("self1e-output/one.overlay.png") as overlay:
+        assert overlay.size == (90, 60)
+
+
+def test_every_format(run, folder):
+    status, _, _ = run("segment", "in/one.png", "-q", "blue", "-f", "overlay,mask,coco,polygons,json", "--out", "o")
+    assert status == 0
+    assert sorted(path.name for path in Path("o").iterdir()) == [
+        "one.coco.json",
+        "one.json",
+        "one.mask0.png",
+        "one.overlay.png",
+        "one.polygons.json",
+    ]
+
+
+def test_a_broken_picture_is_reported_and_stops_nothing(run, folder):
+    status, out, err = run("segment", "in", "-q", "blue", "--out", "o")
+    assert status == 1
+    assert len(out.splitlines()) == 2
+    assert len(err.splitlines()) == 1
+    assert err.startswith(f"self1e: {Path('in/broken.png')}: ")
+    assert sorted(path.name for path in Path("o").iterdir()) == ["one.overlay.png", "two.overlay.png"]
+
+
+def test_a_missing_picture_stops_nothing(run, folder):
+    status, out, err = run("segment", "in/three.png", "in/one.png", "-q", "blue")
+    assert status == 1
+    assert err == "self1e: in/three.png: no such file or folder\n"
+    assert len(out.splitlines()) == 1
+
+
+def test_globs_and_repeated_pictures(run, folder):
+    status, out, _ = run("segment", "in/*.jpg", "in/two.jpg", "-q", "blue")
+    assert status == 0
+    assert len(out.splitlines()) == 1
+
+
+def test_json_is_one_line_per_picture_and_nothing_else(run, folder):
+    status, out, err = run("segment", "in", "-q", "blue", "-q", "the red block", "--json")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert status == 1
+    assert [Path(line["picture"]).name for line in lines] == ["broken.png", "one.png", "two.jpg"]
+    assert "error" in lines[0]
+    assert [query["query"] for query in lines[1]["queries"]] == ["blue", "the red block"]
+    first = lines[1]["queries"][0]
+    mask = Segmentation(("blue",), (first["rle"],), np.array([first["score"]]), tuple(lines[1]["size_wh"])).mask()
+    assert mask.sum() == first["area"]
+    assert lines[1]["files"] == []
+    assert not Path("self1e-output").exists()
+    assert len(err.splitlines()) == 1
+
+
+def test_json_with_files(run, folder):
+    _, out, _ = run("segment", "in/one.png", "-q", "blue", "--json", "--out", "o", "--format", "mask")
+    assert json.loads(out)["files"] == [str(Path("o/one.mask0.png"))]
+    assert Path("o/one.mask0.png").is_file()
+
+
+def test_same_names_from_different_folders_do_not_overwrite(run, folder, pictures):
+    Path("other").mkdir()
+    pictures[2].save("other/one.png")
+    pictures[3].save("other/One.jpg")
+    status, out, _ = run("segment", "in/one.png", "other", "-q", "blue", "--out", "o")
+    assert status == 0
+    assert len(out.splitlines()) == len(list(Path("o").iterdir())) == 3
+
+
+def test_file_stems_are_unique_on_any_file_system():
+    paths = [Path(p) for p in ("a/x.png", "b/x.png", "b/x.jpg", "c/b/X.png", "y.png", "y.coco.png", "z.polygons.png")]
+    stems = file_stems(paths)
+    assert stems[4] == "y"
+    assert len({stem.casefold() for stem in stems}) == len(stems)
+    assert not any("." in stem for stem in stems)
+    assert stems[:3] == ["a-x-png", "b-x-png", "b-x-jpg"]
+
+
+def test_a_second_run_leaves_out_what_the_first_one_drew(run, folder):
+    run("segment", "in/one.png", "-q", "blue", "--out", "in", "--format", "overlay,mask")
+    _, out, err = run("segment", "in", "-q", "blue", "--out", "in")
+    assert len(out.splitlines()) == 2
+    assert "left out 2 pictures" in err
+
+
+def test_queries_from_a_file(run, folder):
+    Path("queries.txt").write_text("# colours\nthe red block\n\n  blue  \n", encoding="utf-8")
+    _, out, _ = run("segment", "in/one.png", "-q", "green", "--queries-file", "queries.txt", "--json")
+    assert [query["query"] for query in json.loads(out)["queries"]] == ["green", "the red block", "blue"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["in/one.png"], "No query"),
+        (["in/one.png", "-q", "  "], "empty query"),
+        (["in/one.png", "-q", "x", "--format", "overlai"], "Did you mean 'overlay'?"),
+        (["in/one.png", "-q", "x", "--kind", "poem"], "kind='poem'"),
+        (["in/one.png", "-q", "x", "--max-tiles", "13"], "--max-tiles 13"),
+        (["in/one.png", "-q", "x", "--dtype", "int3"], "dtype='int3'"),
+        (["in/one.png", "--queries-file", "missing.txt"], "missing.txt"),
+        (["-q", "x"], "Missing argument"),
+        (["in/one.png", "-q", "x", "--nonsense"], "nonsense"),
+    ],
+)
+def test_what_was_not_understood_ends_with_2(run, folder, arguments, told):
+    status, out, err = run("segment", *arguments)
+    assert status == 2
+    assert out == ""
+    assert told in err
+    assert "Traceback" not in err
+
+
+def test_a_model_that_is_not_there_ends_with_1_and_one_line(run, folder):
+    status, _, err = run("segment", "in/one.png", "-q", "x", "--model", "./nowhere", model=False)
+    assert status == 1
+    assert err.startswith("self1e: ./nowhere: no such folder")
+    assert len(err.splitlines()) == 1
+
+
+def test_debug_shows_where_an_error_comes_from(folder):
+    with pytest.raises(Exception, match="no such folder"):
+        main(["--debug", "segment", "in/one.png", "-q", "x", "--model", "./nowhere"])
+
+
+def test_pipes_get_no_progress_bar(folder, tiny_model_folder):
+    command = [sys.executable, "-m", "self1e", "segment", "in/one.png", "in/two.jpg", "-q", "blue", "--device", "cpu"]
+    found = subprocess.run([*command, "-m", str(tiny_model_folder)], capture_output=True, text=True, check=True)
+    assert found.stderr == ""
+    assert len(found.stdout.splitlines()) == 2
+
+
+def test_info(run, tiny_model_folder):
+    status, out, _ = run("info", tiny_model_folder, model=False)
+    assert status == 0
+    for words in ("73.19 k parameters", "mask head", "seg_readout", "[SEG]", "internvl2_5", "bfloat16", "12 tiles"):
+        assert words in out
+    status, out, _ = run("info", tiny_model_folder, "--json", model=False)
+    assert json.loads(out)["sizes"]["tile"] == 56
+
+
+def test_info_of_nothing(run, tmp_path):
+    status, _, err = run("info", tmp_path / "missing", model=False)
+    assert status == 1
+    assert "no such folder" in err
+
+
+def test_version(run):
+    import self1e
+
+    expected = (0, f"self1e {self1e.__version__}\n", "")
+    assert run("version", model=False) == expected
+    assert run("--version", model=False) == expected
+
+
+def test_doctor_reports_and_its_status_says_whether_all_works(run):
+    status, out, _ = run("doctor", model=False)
+    for words in ("Python", "torch", "transformers", "torchvision", "nano", "device"):
+        assert words in out
+    assert status == (0 if (NANO / "config.json").is_file() else 1)
+    assert ("BROKEN" in out) == bool(status)
+
+
+def test_doctor_goes_on_after_a_broken_part(run, monkeypatch):
+    from self1e.cli import doctor
+
+    def broken():
+        raise RuntimeError("no such luck")
+        yield
+
+    monkeypatch.setattr(doctor, "_torchvision", broken)
+    status, out, _ = run("doctor", model=False)
+    assert status == 1
+    assert "RuntimeError: no such luck" in out
+    assert "packages" in out
+
+
+def test_demo(run, tmp_path, monkeypatch, pictures):
+    pictures[0].save(tmp_path / "photograph.jpg")
+    monkeypatch.setattr(demo_module, "PHOTOGRAPH", tmp_path / "photograph.jpg")
+    status, out, _ = run("demo", "--out", tmp_path / "o")
+    assert status == 0
+    assert "IoU with the truth" in out
+    assert "'the person'" in out
+    assert {path.name for path in (tmp_path / "o").iterdir()} == {"scene.overlay.png", "astronaut.overlay.png"}
+    assert str(tmp_path / "o" / "astronaut.overlay.png") in out
+
+
+@pytest.mark.skipif(not (NANO / "config.json").is_file(), reason="nano is not in this checkout yet")
+def test_nano_says_what_it_knows(run, folder):
+    status, _, err = run("segment", "in/one.png", "-q", "the person", model=False)
+    assert status == 0
+    assert "clothing" in err
+    assert "--model" in err
