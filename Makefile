@@ -1,0 +1,53 @@
+# Two commands do everything: `make demo` and `make test`. Both set up .venv first, on a fresh machine.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The CPU build of PyTorch: asked for by exact version, because a plain `torch` may pull gigabytes of CUDA.
+# For a GPU: `make demo TORCH="torch>=2.6"`.
+TORCH ?= torch==2.13.0
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test test-all check format figures clean setup setup-dev
+.DEFAULT_GOAL := demo
+
+# PyTorch goes in first and alone, or the resolver would choose another build.
+$(VENV)/.setup: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "self1e needs Python >= 3.11, found $$($(PYTHON) --version). Try: make PYTHON=python3.12"; exit 1; }
+	@echo "Setting up $(VENV) (once, about a minute) ..."
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) "$(TORCH)"
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.setup-dev: $(VENV)/.setup
+	$(PIP) -e ".[dev]"
+	@touch $@
+
+setup: $(VENV)/.setup
+
+setup-dev: $(VENV)/.setup-dev
+
+demo: setup
+	$(BIN)/self1e demo --out out/demo
+
+test: setup-dev
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-all: setup-dev
+	$(BIN)/python -m pytest
+
+check: setup-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+format: setup-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# The pictures of README and docs, drawn from nano's real tensors.
+figures: setup
+	$(BIN)/python scripts/draw_figures.py
+
+clean:
+	rm -rf $(VENV) out build dist
