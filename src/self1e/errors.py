@@ -6,6 +6,8 @@ reasonably catch as a standard type inherit from that type too.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class Self1EError(Exception):
     """Base of every error that self1e raises on purpose."""
@@ -33,3 +35,11 @@ class DatasetError(Self1EError, ValueError):
 
 class MissingDependencyError(Self1EError, ImportError):
     """An optional package is not installed; the message holds its ``pip install``."""
+
+
+def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """Suggest the closest known word for an error message: `` Did you mean 'x'?``, or nothing if none is close."""
+    import difflib
+
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    return f" Did you mean {close[0]!r}?" if close else ""

@@ -17,6 +17,7 @@ from self1e.cli.demo import demo
 from self1e.cli.doctor import doctor
 from self1e.cli.info import info
 from self1e.cli.segment import segment
+from self1e.cli.train import train
 from self1e.errors import PromptError, Self1EError, SettingError
 
 
@@ -66,7 +67,7 @@ def version() -> None:
     typer.echo(f"self1e {__version__}")
 
 
-for command in (segment, demo, info, doctor, version):
+for command in (segment, demo, train, info, doctor, version):
     app.command()(command)
 
 

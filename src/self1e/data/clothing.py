@@ -22,12 +22,11 @@ from PIL import Image
 from self1e.data.sample import Sample, Target
 from self1e.errors import DatasetError
 
-FOOTWEAR = frozenset("boots clogs flats heels loafers pumps sandals shoes sneakers wedges".split())
+FOOTWEAR = frozenset(("boots", "clogs", "flats", "heels", "loafers", "pumps", "sandals", "shoes", "sneakers", "wedges"))
 HEADWEAR = frozenset({"hat"})
 # Worn on the body, but nobody calls them clothes.
-_NOT_CLOTHES = frozenset(
-    "accessories bag bracelet earrings glasses hair necklace purse ring skin sunglasses wallet watch".split()
-)
+_ACCESSORIES = ("accessories", "bag", "bracelet", "earrings", "glasses", "necklace", "purse", "ring")
+_NOT_CLOTHES = frozenset((*_ACCESSORIES, "sunglasses", "wallet", "watch", "hair", "skin"))
 PERSON = "the person"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -61,12 +62,12 @@ class CocoCategories(Sequence[Sample]):
         )
 
 
-def _decode(segmentation: list | dict, height: int, width: int) -> np.ndarray:
+def _decode(segmentation: Any, height: int, width: int) -> np.ndarray:
     """Decode polygons or RLE of any kind to one bool mask: the union, as METHOD 7.1 asks."""
+    codec: Any = rle_codec  # its stubs know less than it accepts
     if isinstance(segmentation, list):
-        rle = rle_codec.merge(rle_codec.frPyObjects(segmentation, height, width))
-    elif isinstance(segmentation["counts"], list):
-        rle = rle_codec.frPyObjects(segmentation, height, width)
-    else:
-        rle = segmentation
-    return decode_rle(rle)
+        return decode_rle(codec.merge(codec.frPyObjects(segmentation, height, width)))
+    if isinstance(segmentation["counts"], list):
+        return decode_rle(codec.frPyObjects(segmentation, height, width))
+    counts = segmentation["counts"]
+    return decode_rle({**segmentation, "counts": counts.encode() if isinstance(counts, str) else counts})

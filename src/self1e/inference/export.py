@@ -14,7 +14,6 @@ json       STEM.json              everything: query, text, score, area, box, is_
 
 from __future__ import annotations
 
-import difflib
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +22,7 @@ from typing import Any
 
 from PIL import Image
 
-from self1e.errors import SettingError
+from self1e.errors import SettingError, did_you_mean
 from self1e.files import atomic_write_all
 from self1e.structures import Segmentation, mask_image
 
@@ -60,8 +59,7 @@ def check_formats(formats: Sequence[str]) -> list[str]:
         raise SettingError(f"formats is empty, so nothing would be written. Known: {known}.")
     for name in names:
         if name not in FORMATS:
-            close = difflib.get_close_matches(str(name).lower(), FORMATS, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
+            hint = did_you_mean(str(name).lower(), FORMATS)
             raise SettingError(f"Unknown output format {name!r}.{hint} Known: {known}.")
     return names
 

@@ -7,7 +7,6 @@ becomes a ``PictureError``, and no warning leaks.
 
 from __future__ import annotations
 
-import difflib
 import glob
 import io
 import os
@@ -24,7 +23,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from self1e.errors import PictureError, SettingError
+from self1e.errors import PictureError, SettingError, did_you_mean
 from self1e.processing.colour import array_to_rgb, image_to_rgb
 
 MAX_PIXELS = 178_956_970
@@ -175,8 +174,7 @@ def _similar(path: Path) -> str:
         neighbours = [entry.name for entry in islice(path.parent.iterdir(), 2000)]
     except OSError:
         return f" There is no folder {path.parent} either."
-    close = difflib.get_close_matches(path.name, neighbours, n=1, cutoff=0.75)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    return did_you_mean(path.name, neighbours, cutoff=0.75)
 
 
 def _rewound(file: Any) -> io.BytesIO:

@@ -1,0 +1,132 @@
+"""Training `nano`, a few steps at a time."""
+
+import json
+import re
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from self1e.cli.train import change
+from self1e.data.mixture import Item, Row
+from self1e.data.sample import Sample, Target
+from self1e.data.scenes import Scenes, all_words
+from self1e.errors import SettingError
+from self1e.processing import prompts
+from self1e.training import nano
+from self1e.training.caching import CachedSamples
+from self1e.training.collate import Collator
+from self1e.training.recipes import RECIPES, run
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return nano.build_processor()
+
+
+def test_every_word_of_the_scenes_is_one_token(processor):
+    tokenizer = processor.tokenizer
+    split = [word for word in all_words() if len(tokenizer.tokenize(f" {word}")) != 1]
+    assert split == []
+    # Anything else still has ids, and comes back as it was.
+    text = "Ein Überraschungsei, bitte: 鸡蛋!"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_the_tokenizer_is_made_the_same_every_time(processor):
+    assert nano.build_tokenizer().get_vocab() == processor.tokenizer.get_vocab()
+
+
+def test_nano_is_small_and_its_mask_grid_is_fine(processor):
+    model = nano.build_model(processor)
+    assert sum(parameter.numel() for parameter in model.parameters()) <= 7_000_000
+    assert 2 * model.config.patches_per_side >= 32
+    assert model.config.image_seq_length == nano.IMAGE_TOKENS
+
+
+def test_the_collator_encodes_a_picture_once_for_all_its_rows(processor):
+    sample = Scenes("train", size_wh=(64, 64), length=1)[0]
+    rows = [Row(question=f"<image>\n{t.text}", answer="It is [SEG].", mask=t.mask) for t in sample.targets[:2]]
+    rows.append(Row(question="<image>\nHow many?", answer="two", mask=None))
+    items = [
+        Item(image=sample.image, rows=tuple(rows), source="a"),
+        Item(image=sample.image, rows=(rows[0],), source="b"),
+    ]
+    batch = Collator(processor, target_side=32)(items)
+    assert batch["pixel_values"].shape == (2, 3, nano.TILE, nano.TILE)
+    assert batch["picture_of_row"] == [0, 0, 0, 1]
+    assert [tuple(target.shape) for target in batch["mask_targets"]] == [(1, 32, 32)] * 2 + [(0, 1, 1), (1, 32, 32)]
+    assert batch["mask_targets"][0].mean().item() == pytest.approx(rows[0].mask.mean(), abs=1e-2)
+    assert ((batch["input_ids"] == processor.seg_token_id).sum(1)).tolist() == [1, 1, 0, 1]
+
+
+def test_cached_samples_are_the_samples():
+    cached = CachedSamples(Scenes("train", size_wh=(64, 64), length=2), side=64)
+    for index in (1, 1, 0):
+        one, other = cached[index], cached.samples[index]
+        assert one.image.tobytes() == other.image.tobytes()
+        assert [t.text for t in one.targets] == [t.text for t in other.targets]
+        assert all(np.array_equal(a.mask, b.mask) for a, b in zip(one.targets, other.targets, strict=True))
+    big = Sample(
+        image=cached.samples[0].image.resize((640, 320)), targets=(Target(text="x", mask=np.ones((320, 640), bool)),)
+    )
+    shrunk = CachedSamples([big], side=100)[0]
+    assert shrunk.image.size == (100, 50)
+    assert shrunk.targets[0].mask.shape == (50, 100)
+
+
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(tmp_path):
+    recipe = replace(RECIPES["nano_smoke"](), bf16=False, attention="sdpa")
+    whole = run(recipe, data=None, out=tmp_path / "whole", save_steps=2)
+    # What a run leaves behind that was killed after its second step.
+    shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "parts" / "checkpoint-2")
+    parts = run(recipe, data=None, out=tmp_path / "parts", resume=True, save_steps=2)
+    one, other = (load_file(folder / "model.safetensors") for folder in (whole, parts))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    log = json.loads((tmp_path / "parts" / "log.json").read_text())
+    assert any("train_loss" in line for line in log)
+    assert (tmp_path / "parts" / "recipe.json").is_file()
+
+
+def test_the_trained_model_loads_and_segments(tmp_path):
+    import self1e
+
+    folder = run(replace(RECIPES["nano_smoke"](), pictures=4), data=None, out=tmp_path)
+    sample = Scenes("test", size_wh=(96, 64), length=1)[0]
+    result = self1e.load(folder).segment(sample.image, ["the red circle", "What could roll?"])
+    assert result.masks.shape == (2, 64, 96)
+
+
+def test_photographs_join_the_mixture(tmp_path):
+    with pytest.raises(Exception, match="No folder ccp"):
+        nano.build_mixture(tmp_path, length=1)
+    assert list(nano.build_mixture(None, length=1, photographs=0.0).parts) == ["scenes"]
+
+
+def test_settings_are_read_as_their_types():
+    recipe = change(RECIPES["nano"](), ["pictures=320", "learning_rate=2e-4", "bf16=false", "mean_decay=none"])
+    assert (recipe.pictures, recipe.learning_rate, recipe.bf16, recipe.mean_decay) == (320, 2e-4, False, None)
+    assert recipe.steps == 320 // recipe.batch_size
+    with pytest.raises(SettingError, match="Did you mean 'pictures'"):
+        change(recipe, ["picture=3"])
+    with pytest.raises(SettingError, match="whole number"):
+        change(recipe, ["pictures=many"])
+    with pytest.raises(SettingError, match="name=value"):
+        change(recipe, ["pictures"])
+
+
+def test_every_recipe_builds():
+    for name, recipe in RECIPES.items():
+        assert recipe().name == name
+        assert recipe().steps > recipe().warmup_steps or name == "nano_smoke"
+        assert re.match(r"^[A-Z].*\.$", RECIPES[name].__doc__.splitlines()[0])  # type: ignore[union-attr]
+
+
+def test_published_answers_are_what_nano_learns(processor):
+    tokenized = processor.tokenize_conversation([("<image>\nx", prompts.TRAINING_ANSWERS[0])], num_tiles=1)
+    supervised = [token for token in tokenized.labels if token != -100]
+    assert processor.tokenizer.decode(supervised) == "It is [SEG].<|im_end|>"
