@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -151,6 +152,7 @@ def test_queries_from_a_file(run, folder):
         (["in/one.png", "-q", "x", "--max-tiles", "13"], "--max-tiles 13"),
         (["in/one.png", "-q", "x", "--dtype", "int3"], "dtype='int3'"),
         (["in/one.png", "--queries-file", "missing.txt"], "missing.txt"),
+        (["in/one.png", "-q", "x", "--out", "in/notes.txt"], "is a file"),
         (["-q", "x"], "Missing argument"),
         (["in/one.png", "-q", "x", "--nonsense"], "nonsense"),
     ],
@@ -167,6 +169,17 @@ def test_a_model_that_is_not_there_ends_with_1_and_one_line(run, folder):
     status, _, err = run("segment", "in/one.png", "-q", "x", "--model", "./nowhere", model=False)
     assert status == 1
     assert err.startswith("self1e: ./nowhere: no such folder")
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json", "processor_config.json"])
+def test_a_damaged_model_ends_with_1_and_one_line(run, folder, tiny_model_folder, file):
+    shutil.copytree(tiny_model_folder, "damaged")
+    (Path("damaged") / file).write_text("{")
+    status, _, err = run("segment", "in/one.png", "-q", "x", "--model", "damaged", model=False)
+    assert status == 1
+    assert err.startswith("self1e: ")
+    assert "damaged" in err
     assert len(err.splitlines()) == 1
 
 

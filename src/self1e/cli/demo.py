@@ -12,8 +12,8 @@ from self1e.cli.options import NANO_KNOWS, DeviceOption, ModelOption, load_quiet
 PHOTOGRAPH = Path(__file__).parent.parent / "assets" / "astronaut.jpg"
 """Eileen Collins, NASA, public domain."""
 PHOTOGRAPH_QUERIES = ("the person", "the clothes", "the hair")
-_SCENE = 3  # of the test split: nothing that nano was trained on
-_SCENE_QUERIES = 4
+_SCENE, _SIZE_WH = 6, (448, 336)  # of the test split: nothing that nano was trained on
+_TAGS = ("attribute", "plural", "ordinal", "superlative", "absent", "reasoning")
 
 
 def demo(
@@ -26,8 +26,8 @@ def demo(
     from self1e.inference.export import write_outputs
 
     segmenter = load_quietly(model, device, "auto")
-    sample = Scenes("test", size_wh=(256, 192))[_SCENE]
-    targets = sample.targets[:_SCENE_QUERIES]
+    sample = Scenes("test", size_wh=_SIZE_WH)[_SCENE]
+    targets = [target for target in sample.targets if target.tag in _TAGS]
     drawn = segmenter.segment(sample.image, [target.text for target in targets], kind=[t.kind for t in targets])
     typer.echo("A drawn scene:")
     for k, target in enumerate(targets):

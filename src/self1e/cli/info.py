@@ -20,7 +20,9 @@ def info(
         typer.echo(json.dumps(facts))
         return
     typer.echo(f"{facts['name']}: {_short(facts['parameters']['total'])} parameters")
-    _table("parameters", {name: _short(count) for name, count in facts["parameters"].items() if name != "total"})
+    _table(
+        "parameters", {name: _short(count) for name, count in facts["parameters"].items() if name != "total" and count}
+    )
     _table("sizes", facts["sizes"])
     _table("switches", facts["switches"])
     _table("vocabulary", facts["vocabulary"] | {"prompt template": facts["template"]})

@@ -30,7 +30,7 @@ class _Group(TyperGroup):
         except Self1EError as error:
             if ctx.params.get("debug"):
                 raise
-            typer.echo(f"self1e: {error}", err=True)
+            typer.echo(f"self1e: {' '.join(str(error).split())}", err=True)
             raise typer.Exit(2 if isinstance(error, SettingError | PromptError) else 1) from error
 
 

@@ -50,7 +50,7 @@ def segment(
     """
     queries = _queries(query or [], queries_file)
     names = [name.strip() for name in formats.split(",") if name.strip()]
-    _check(queries, kind, names, max_tiles)
+    _check(queries, kind, names, max_tiles, out)
     found, failures = _find(pictures)
     for name, problem in failures:
         _report(name, problem, as_json)
@@ -95,7 +95,7 @@ def _queries(given: Sequence[str], file: Path | None) -> list[str]:
     return queries
 
 
-def _check(queries: list[str], kind: str, formats: list[str], max_tiles: int | None) -> None:
+def _check(queries: list[str], kind: str, formats: list[str], max_tiles: int | None, out: Path | None) -> None:
     """Refuse what cannot work before a model is loaded, which takes a while."""
     from self1e.inference.export import check_formats
     from self1e.processing.prompts import segmentation_question
@@ -105,6 +105,8 @@ def _check(queries: list[str], kind: str, formats: list[str], max_tiles: int | N
     check_formats(formats)
     if max_tiles is not None and not 1 <= max_tiles <= 12:
         raise SettingError(f"--max-tiles {max_tiles} must be from 1 to 12.")
+    if out is not None and out.exists() and not out.is_dir():
+        raise SettingError(f"--out {out}: is a file; expected a folder, which is made if it is not there.")
 
 
 def _enable_heic() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from self1e.configuration import Self1EConfig
-from self1e.inference.loading import find_model
+from self1e.inference.loading import find_model, reading
 from self1e.model import Self1EForConditionalGeneration
 from self1e.processing.processor import Self1EProcessor
 
@@ -37,8 +37,10 @@ _WORDS = 80  # tokens of a query's sequence that are not the picture's
 def read_info(name: Any) -> dict[str, Any]:
     """Describe a model by its name: reads its configuration and tokenizer only."""
     shown, path = find_model(name)
-    config: Any = Self1EConfig.from_pretrained(path)
-    return describe(config, Self1EProcessor.from_pretrained(path), name=shown)
+    with reading(shown):
+        config: Any = Self1EConfig.from_pretrained(path)
+        processor = Self1EProcessor.from_pretrained(path)
+    return describe(config, processor, name=shown)
 
 
 def describe(config: Self1EConfig, processor: Self1EProcessor, *, name: str = "") -> dict[str, Any]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
-from self1e.errors import CheckpointError, SettingError
+from self1e.errors import CheckpointError, Self1EError, SettingError
 
 NANO = Path(__file__).parent.parent / "assets" / "nano"
 """The model inside the package."""
@@ -65,6 +68,20 @@ def _check_folder(folder: Path) -> None:
             f"{folder}: holds no tokenizer ({', '.join(_TOKENIZER_FILES)}). Released SELF1E weights come without: "
             "Self1EProcessor.from_base(FOLDER OF THE BASE MODEL).save_pretrained(THIS FOLDER) adds it."
         )
+
+
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Turn what libraries raise for missing, damaged and foreign files into a CheckpointError."""
+    try:
+        yield
+    except Self1EError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        told = " ".join(str(error).split())
+        if not isinstance(error, OSError):
+            told = f"a file is damaged, or of another kind of model ({type(error).__name__}: {told})"
+        raise CheckpointError(f"{name}: cannot be loaded: {told}") from error
 
 
 def choose_device(device: Any = "auto") -> torch.device:

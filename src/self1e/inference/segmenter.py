@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from self1e.errors import CheckpointError, PromptError, SettingError
-from self1e.inference.loading import choose_device, choose_dtype, find_model
+from self1e.inference.loading import choose_device, choose_dtype, find_model, reading
 from self1e.inference.masks import enlarge
 from self1e.model import Self1EForConditionalGeneration, VisionFeatures
 from self1e.processing.pictures import OpenedPicture, open_picture
@@ -101,12 +101,10 @@ def load(name: Any = "nano", *, device: Any = "auto", dtype: Any = "auto") -> Se
     chosen_device = choose_device(device)
     chosen_dtype = choose_dtype(dtype, chosen_device)
     shown, path = find_model(name)
-    try:
+    with reading(shown):
         processor = Self1EProcessor.from_pretrained(path)
-        model = Self1EForConditionalGeneration.from_pretrained(path, dtype=chosen_dtype)
-    except OSError as error:  # what transformers raises for a missing file, a missing repository, and no network
-        raise CheckpointError(f"{shown}: cannot be loaded: {error}") from error
-    return Self1E(model.to(chosen_device), processor, name=shown)  # pyright: ignore[reportArgumentType]
+        model: Any = Self1EForConditionalGeneration.from_pretrained(path, dtype=chosen_dtype)
+    return Self1E(model.to(chosen_device), processor, name=shown)
 
 
 class Self1E:
