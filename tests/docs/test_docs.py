@@ -1,0 +1,152 @@
+"""README, docs and examples: what they show runs, what they link to exists, what they print is true."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import typer
+
+from self1e.cli.main import app
+from self1e.inference import loading
+
+ROOT = Path(__file__).parents[2]
+FIGURES = {"teaser.png", "dual-perception.png", "rfr.png", "rfa.png"}
+HAS_NANO = (loading.NANO / "model.safetensors").is_file()
+NO_NANO = f"NANO IS MISSING: no weights in {loading.NANO}, so what it prints and draws cannot be checked."
+
+
+def load_script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+outputs = load_script("fill_outputs")
+PAGES = outputs.pages()
+BLOCKS = [block for page in PAGES for block in outputs.blocks(page)]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+@pytest.fixture
+def nano(monkeypatch, request):
+    """Nano; a random model takes its place where it is not built yet, and everything else is checked all the same."""
+    if not HAS_NANO:
+        monkeypatch.setattr(loading, "NANO", request.getfixturevalue("tiny_model_folder"))
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.name)
+def test_blocks_run(block, nano):
+    if block.reason:
+        compile(block.code, block.name, "exec")
+    else:
+        outputs.run(block)
+
+
+@pytest.mark.skipif(not HAS_NANO, reason=NO_NANO)
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.output is not None], ids=lambda block: block.name)
+def test_what_blocks_print_is_what_the_page_says(block):
+    assert outputs.run(block) == block.output, "run: python scripts/fill_outputs.py"
+
+
+def test_the_first_screen_shows_code_and_its_output():
+    first = outputs.blocks(ROOT / "README.md")[0]
+    assert len(first.code.splitlines()) == 4
+    assert first.output
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_run_and_are_short(example, nano, monkeypatch, capsys):
+    assert len(example.read_text("utf-8").splitlines()) < 40
+    monkeypatch.setattr(sys, "argv", [str(example)])
+    with outputs.workplace():
+        runpy.run_path(str(example), run_name="__main__")
+    assert capsys.readouterr().out
+
+
+def test_the_command_of_an_example_names_its_file():
+    for example in EXAMPLES:
+        assert f"python examples/{example.name}" in example.read_text("utf-8")
+
+
+def prose(page: Path) -> str:
+    """A page without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """What the headings of a page are called in links, as on GitHub."""
+    titles = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if link.startswith(("https://", "http://")):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        if target.parent == ROOT / "docs" / "assets" and target.name in FIGURES:
+            continue  # the next test
+        assert target.exists(), f"{page.name} links to {link}"
+        assert target.is_relative_to(ROOT)
+        if anchor and target.suffix == ".md":
+            assert anchor in anchors(target), f"{page.name} links to {link}"
+
+
+@pytest.mark.skipif(not HAS_NANO, reason=NO_NANO)
+def test_every_figure_is_drawn_and_shown():
+    text = "".join(page.read_text("utf-8") for page in PAGES)
+    for name in FIGURES:
+        assert (ROOT / "docs" / "assets" / name).is_file(), "run: make figures"
+        assert f"assets/{name})" in text
+
+
+def commands() -> list[str]:
+    """Every command line of self1e in the pages, in a block of its own or within a sentence."""
+    found: list[str] = []
+    for page in PAGES:
+        text = page.read_text("utf-8").replace("\\\n", " ")
+        found += re.findall(r"^(?: {4}|\$ )?(self1e [a-z].*)$", text, re.MULTILINE)
+        found += re.findall(r"`(self1e [a-z][^`]*)`", text)
+    return sorted(set(found))
+
+
+def parse(line: str) -> None:
+    """Parse a command line as typer would, without running it."""
+    _, name, *arguments = shlex.split(line.partition("  #")[0])
+    group: Any = typer.main.get_command(app)
+    assert name in group.commands, f"no command self1e {name}"
+    group.commands[name].make_context(name, arguments)
+
+
+@pytest.mark.parametrize("line", commands())
+def test_command_lines_parse(line):
+    parse(line)
+
+
+def test_a_wrong_command_line_would_be_noticed():
+    assert len(commands()) > 5
+    with pytest.raises(Exception, match="No such option"):
+        parse('self1e segment photo.jpg -q "it" --tiles 4')
+    with pytest.raises(AssertionError, match="no command"):
+        parse("self1e segmnt photo.jpg")
+
+
+def test_targets_of_make_exist():
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    for page in PAGES:
+        for target in re.findall(r"(?:`|^ {4})make ([a-z-]+)", page.read_text("utf-8"), re.MULTILINE):
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{page.name}: make {target}"
