@@ -1,5 +1,7 @@
 """The model, and its registration with the Auto classes and the pipelines of `transformers`."""
 
+from contextlib import suppress
+
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from self1e.configuration import Self1EConfig
@@ -10,7 +12,8 @@ from self1e.processing.processor import Self1EProcessor
 
 AutoModel.register(Self1EConfig, Self1EForConditionalGeneration, exist_ok=True)
 AutoModelForImageTextToText.register(Self1EConfig, Self1EForConditionalGeneration, exist_ok=True)
-AutoImageProcessor.register(Self1EConfig, slow_image_processor_class=Self1EImageProcessor, exist_ok=True)
+with suppress(ImportError):  # transformers 5.17 lets nobody touch this class without torchvision; ours needs none
+    AutoImageProcessor.register(Self1EConfig, slow_image_processor_class=Self1EImageProcessor, exist_ok=True)
 AutoProcessor.register(Self1EConfig, Self1EProcessor, exist_ok=True)
 pipeline.register(Self1EForConditionalGeneration)
 

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import InternVLForConditionalGeneration
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import ModelOutput
 
 from self1e.configuration import Self1EConfig
@@ -161,7 +160,7 @@ class Self1EForConditionalGeneration(InternVLForConditionalGeneration):
         rows: _Rows | None = None
         if vision is not None and input_ids is not None:
             rows = self._match_rows(input_ids, vision, picture_of_row)
-            kwargs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=rows.coarse)}
+            inputs_embeds = self._embed(input_ids, rows.coarse)
         if masks_wanted and input_ids is not None and is_seg is not None:
             _check_padding(attention_mask)
             attention_mask = language_attention_mask(
@@ -175,7 +174,7 @@ class Self1EForConditionalGeneration(InternVLForConditionalGeneration):
             kwargs.setdefault("use_cache", False)
         kwargs.pop("return_dict", None)  # `generate` passes it
         outputs = self.model(
-            input_ids=input_ids,
+            input_ids=input_ids if inputs_embeds is None else None,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
@@ -273,6 +272,12 @@ class Self1EForConditionalGeneration(InternVLForConditionalGeneration):
         if self.config.seg_token_id is None:
             return None
         return input_ids == self.config.seg_token_id
+
+    def _embed(self, input_ids: Tensor, coarse: Tensor) -> Tensor:
+        """Word embeddings with image tokens put in, in order: ``(B, N, D)``."""
+        embeddings = self.get_input_embeddings()(input_ids)
+        is_image = (input_ids == self.config.image_token_id)[..., None]
+        return embeddings.masked_scatter(is_image, coarse.to(embeddings.device, embeddings.dtype))
 
     def _match_rows(
         self, input_ids: Tensor, vision: VisionFeatures, picture_of_row: Sequence[int] | Tensor | None
