@@ -26,7 +26,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 import self1e
 from self1e.data.scenes import Scenes
-from self1e.drawing import distinct_colors
 from self1e.model.attention import language_attention_mask
 from self1e.model.mask_head import upsample
 
@@ -39,6 +38,7 @@ TEASER_QUERIES = ("the brown arrow", "the second circle from the right", "Which 
 ZOOM = 2  # everything below is in units of half a pixel's side: figures stay sharp on dense screens
 PAPER, INK, FAINT, LINE = (255, 255, 255), (28, 32, 38), (104, 112, 122), (206, 211, 217)
 CAUSAL, ADDED, BLOCKED = (96, 110, 130), (238, 120, 20), (240, 242, 245)
+TEASER_COLOURS = ((230, 0, 140), (0, 200, 230), (140, 70, 255))  # none of them is in the scene
 WORDS, PICTURE, SEG = (96, 110, 130), (20, 130, 90), (200, 30, 110)
 
 # --------------------------------------------------------------------------- what the model computes
@@ -235,7 +235,7 @@ class Sheet:
             position = max(position, start + widths[-1])
         left = x * ZOOM - {"l": 0, "m": position / 2, "r": position}[anchor]
         for (part, shift), font, place in zip(runs, fonts, places, strict=True):
-            spot = (left + place, (y - shift * size * 0.32) * ZOOM)
+            spot = (left + place, (y - shift * size * 0.38) * ZOOM)
             self.pen.text(spot, part, ink, font, anchor="lm", stroke_width=ZOOM * 0.25 if bold else 0)
         return position / ZOOM
 
@@ -333,10 +333,10 @@ def draw_teaser(segmenter: Any) -> Sheet:
     x = float(margin)
     for image, queries in asked:
         result = segmenter.segment(image, queries)
-        colours = distinct_colors(3)[: len(queries)]
+        colours = TEASER_COLOURS[: len(queries)]
         enlarged = _enlarged(result, (side * ZOOM, side * ZOOM))
         sheet.picture(x, margin, side, image)
-        sheet.picture(x + side + gap, margin, side, enlarged.overlay(colors=colours, legend=False))
+        sheet.picture(x + side + gap, margin, side, enlarged.overlay(alpha=0.6, colors=colours, legend=False))
         y = margin + side + 22
         for k, query in enumerate(queries):
             sheet.box(x, y - 6, 12, 12, LINE if result.is_empty[k] else colours[k])
@@ -364,7 +364,7 @@ def draw_dual_perception(seen: Seen) -> Sheet:
     shown, blocks = _shorten(seen)
     count = len(shown)
     cell = max(2.0, min(12.0, 470 / count))
-    side, left, top, gap = cell * count, 150, 96, 46
+    side, left, top, gap = cell * count, 150, 106, 46
     small, margin = 172, 22
     sheet = Sheet(left + 2 * side + gap + margin, top + side + 56 + small + 36)
     sheet.text(margin, 26, f'Who sees whom, for the prompt of "{seen.query}"', 17, bold=True)
@@ -496,7 +496,8 @@ def draw_rfr(seen: Sequence[Seen]) -> Sheet:
     sheet.text(
         margin,
         y + 6,
-        "F_{R} = F_{IMG} - F_{V1}  (Eq. 2);  the mask is read from F_{V1}^{HQ} + F_{R}  (Eq. 3)",
+        "F_{R} = F_{IMG} - F_{V1}  (Eq. 2), upsampled and added to F_{V1}^{HQ}  (Eq. 3). "
+        "The model expands all of them before it subtracts and adds: that is RFA.",
         12,
         FAINT,
     )
