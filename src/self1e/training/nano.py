@@ -21,6 +21,7 @@ from self1e.processing import prompts
 from self1e.processing.image import Self1EImageProcessor
 from self1e.processing.processor import Self1EProcessor
 from self1e.training.caching import CachedSamples
+from self1e.training.encoder import SpotLabels
 
 TILE, PATCH = 160, 10
 IMAGE_TOKENS = (TILE // PATCH // 2) ** 2
@@ -140,6 +141,41 @@ def build_model(processor: Self1EProcessor, *, seed: int = 0) -> Self1EForCondit
     return model
 
 
+def training_scenes() -> Scenes:
+    """Endless drawn scenes of several sizes."""
+    return Scenes("train", size_wh=SCENE_SIZES, length=1_000_000_000)
+
+
+def training_clothing(data: Path) -> CachedSamples:
+    """Read the training photographs of clothing."""
+    if not (data / "ccp").is_dir():
+        raise DatasetError(
+            f"No folder ccp in {data}; expected Clothing Co-Parsing there. "
+            "Leave out --data to train on drawn scenes alone."
+        )
+    return CachedSamples(Clothing(data / "ccp", "train"))
+
+
+def build_spot_labels(
+    data: Path | None, processor: Self1EProcessor, *, length: int, seed: int, photographs: float
+) -> SpotLabels:
+    """Make the data of the first stage, from the same pictures as the second."""
+    parts: list[str] = []
+    if data is not None:
+        parts = [f"the {name}" for number, name in Clothing(data / "ccp", "train").classes.items() if number]
+    return SpotLabels(
+        training_scenes(),
+        None if data is None else training_clothing(data),
+        augment=PhotoAugment(),
+        parts=parts,
+        images=processor.image_processor,
+        share=photographs,
+        length=length,
+        spots=2 * (TILE // PATCH),
+        seed=seed,
+    )
+
+
 def build_mixture(
     data: Path | None, *, length: int, seed: int = 0, photographs: float = 0.4, queries: int = 4
 ) -> Mixture:
@@ -152,15 +188,10 @@ def build_mixture(
         photographs: Share of pictures that are photographs.
         queries: Mask queries per picture.
     """
-    parts = {"scenes": Part(samples=Scenes("train", size_wh=SCENE_SIZES, length=1_000_000_000), weight=1 - photographs)}
+    parts = {"scenes": Part(samples=training_scenes(), weight=1 - photographs)}
     if data is not None:
-        if not (data / "ccp").is_dir():
-            raise DatasetError(
-                f"No folder ccp in {data}; expected Clothing Co-Parsing there. "
-                "Leave out --data to train on drawn scenes alone."
-            )
         parts["clothing"] = Part(
-            samples=CachedSamples(Clothing(data / "ccp", "train")),
+            samples=training_clothing(data),
             weight=photographs * 0.95,
             augment=PhotoAugment(),
             absent=0.08,
