@@ -66,7 +66,7 @@ def nano() -> TrainRecipe:
     DATA holds ``ccp/`` (Clothing Co-Parsing) and ``coco_mini/``. Log and figures: docs/results/nano.md.
     """
     return TrainRecipe(
-        name="nano", pictures=24_000, batch_size=16, encoder_pictures=28_800, warmup_steps=100, decay_steps=500
+        name="nano", pictures=28_800, batch_size=16, encoder_pictures=25_600, learning_rate=1.5e-3, decay_steps=500
     )
 
 

@@ -29,9 +29,9 @@ class Self1ETrainer(Trainer):
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Run the model's own loss and remember its parts for the log."""
         outputs = model(**inputs)
-        for name, value in (outputs.losses or {}).items():
+        for name, value in (outputs.get("losses") or {}).items():
             self._parts.setdefault(name, []).append(value.detach())
-        return (outputs.loss, outputs) if kwargs.get("return_outputs") else outputs.loss
+        return (outputs["loss"], outputs) if kwargs.get("return_outputs") else outputs["loss"]
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the mean of each part of the loss since the last log line."""
