@@ -50,7 +50,6 @@ class Self1EConfig(InternVLConfig):
             ``plain`` (InternVL3 class), ``through_final_mlp`` (InternVL2 class) or ``off``.
         num_seg_tokens: [SEG] tokens per query: 1 (SELF1E), or 4, 9, 16 ... one per sub-pixel of a finer
             grid (the multi-token paradigm, for comparison only).
-        default_max_tiles: Tiles per picture when the caller does not say (published: 1).
         template: Name of the conversation template the checkpoint was made with, if it says.
     """
 
@@ -68,7 +67,6 @@ class Self1EConfig(InternVLConfig):
     final_mlp: bool = True
     auxiliary_low_resolution: str = "plain"
     num_seg_tokens: int = 1
-    default_max_tiles: int = 1
     template: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:

@@ -20,7 +20,6 @@ _SWITCHES = (
     "final_mlp",
     "auxiliary_low_resolution",
     "num_seg_tokens",
-    "default_max_tiles",
 )
 _PARTS = {
     "vision encoder": "model.vision_tower.",
