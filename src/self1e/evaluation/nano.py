@@ -223,6 +223,7 @@ def main(
     segmenter = load(model)
     report = evaluate(segmenter, data, scenes=scenes)
     report["query_seconds"] = round(query_seconds(segmenter), 4)
+    report["parameters"] = sum(parameter.numel() for parameter in segmenter.model.parameters())
     report["model"] = model
     report["machine"] = (
         f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {segmenter.dtype}"

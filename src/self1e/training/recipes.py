@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -91,6 +92,9 @@ def run(recipe: TrainRecipe, *, data: Path | None, out: Path, resume: bool = Fal
         resume: Go on from the newest checkpoint in ``out``; the same items follow as without the break.
         save_steps: Steps between checkpoints; the last two are kept.
 
+    Under ``torchrun`` the pictures of a batch are shared out to the processes. On a CPU one process per core is
+    faster than one process with as many threads: most of a step at this size is too small to be shared by threads.
+
     Returns:
         The folder of the final model.
     """
@@ -101,6 +105,10 @@ def run(recipe: TrainRecipe, *, data: Path | None, out: Path, resume: bool = Fal
     from self1e.training.collate import Collator
     from self1e.training.trainer import make_trainer
 
+    workers = int(os.environ.get("WORLD_SIZE", "1"))
+    for batch in (recipe.batch_size, recipe.encoder_batch_size):
+        if batch % workers:
+            raise SettingError(f"A batch of {batch} pictures cannot be shared out to {workers} processes evenly.")
     set_seed(recipe.seed)
     processor = parts.build_processor()
     model = parts.build_model(processor, seed=recipe.seed)
@@ -128,10 +136,12 @@ def run(recipe: TrainRecipe, *, data: Path | None, out: Path, resume: bool = Fal
     trainer.train(resume_from_checkpoint=checkpoint)
     if mean is not None:
         mean.apply(model)
+    final = out / "model"
+    if not trainer.is_world_process_zero():
+        return final
     (out / "log.json").write_text(json.dumps(trainer.state.log_history, indent=1) + "\n")
     # What runs is decided where it runs: training's choice of kernels is not the user's.
     model.set_attn_implementation("sdpa")
-    final = out / "model"
     small: Any = model
     small.to(torch.bfloat16).save_pretrained(final)  # half the file: `nano` travels in every installation
     processor.save_pretrained(final)
@@ -176,6 +186,8 @@ def _train_encoder(
     )
     trainer = Self1ETrainer(model=classifier, args=arguments, train_dataset=labels)
     trainer.train(resume_from_checkpoint=_last_checkpoint(out, resume))
+    if not trainer.is_world_process_zero():
+        return
     (out / "log.json").write_text(json.dumps(trainer.state.log_history, indent=1) + "\n")
     save_file({name: tensor.contiguous() for name, tensor in tower.state_dict().items()}, done)
 
@@ -201,7 +213,7 @@ def _arguments(
 
     return TrainingArguments(
         output_dir=str(out),
-        per_device_train_batch_size=batch,
+        per_device_train_batch_size=batch // int(os.environ.get("WORLD_SIZE", "1")),
         max_steps=steps,
         learning_rate=rate,
         warmup_steps=recipe.warmup_steps,
@@ -215,6 +227,7 @@ def _arguments(
         },
         bf16=recipe.bf16,
         use_cpu=not torch.cuda.is_available(),
+        ddp_backend=None if torch.cuda.is_available() else "gloo",
         logging_steps=20,
         save_steps=save_steps,
         save_total_limit=2,

@@ -64,7 +64,7 @@ class MeanOfWeights(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if self.mean and folder.is_dir():
+        if self.mean and state.is_world_process_zero and folder.is_dir():
             from safetensors.torch import save_file
 
             save_file(self.mean, folder / "mean_of_weights.safetensors")
