@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# The CPU build of PyTorch: asked for by exact version, because a plain `torch` may pull gigabytes of CUDA.
-# For a GPU: `make demo TORCH="torch>=2.6"`.
+# What pip is told about PyTorch. On Linux the package index may serve the CUDA build (gigabytes); for the CPU one:
+#   make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+# and for a GPU any version: make demo TORCH="torch>=2.6".
 TORCH ?= torch==2.13.0
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
@@ -15,7 +16,7 @@ $(VENV)/.setup: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "self1e needs Python >= 3.11, found $$($(PYTHON) --version). Try: make PYTHON=python3.12"; exit 1; }
 	@echo "Setting up $(VENV) (once, about a minute) ..."
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) "$(TORCH)"
+	$(PIP) $(if $(findstring >,$(TORCH)),"$(TORCH)",$(TORCH))
 	$(PIP) -e .
 	@touch $@
 

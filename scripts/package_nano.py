@@ -45,9 +45,10 @@ def copy_model(run: Path) -> None:
 def copy_log(run: Path) -> None:
     """Keep the recipe and the log of both stages, and draw the losses."""
     RESULTS.mkdir(parents=True, exist_ok=True)
+    encoder = run / "encoder" / "log.json"
     log = {
         "recipe": json.loads((run / "recipe.json").read_text("utf-8")),
-        "encoder": json.loads((run / "encoder" / "log.json").read_text("utf-8")),
+        "encoder": json.loads(encoder.read_text("utf-8")) if encoder.is_file() else [],
         "model": json.loads((run / "log.json").read_text("utf-8")),
     }
     (RESULTS / "nano_log.json").write_text(json.dumps(log, indent=1) + "\n", "utf-8")
@@ -56,7 +57,9 @@ def copy_log(run: Path) -> None:
 
 def draw_curve(log: dict, path: Path) -> None:
     """Draw each part of the loss over the steps, one panel per part."""
-    panels = [("encoder: cross entropy", [(p["step"], p["loss"]) for p in log["encoder"] if "loss" in p])]
+    panels = []
+    if log["encoder"]:
+        panels.append(("encoder: cross entropy", [(p["step"], p["loss"]) for p in log["encoder"] if "loss" in p]))
     for part in ("text", "bce", "dice"):
         key = f"loss_{part}"
         panels.append((f"nano: {part}", [(p["step"], p[key]) for p in log["model"] if key in p]))

@@ -36,7 +36,7 @@ class Self1EConfig(InternVLConfig):
             [SEG]; the released weights) or the one ``at`` [SEG] (the paper's text).
         fine: Uncompressed features (F_V1^HQ) and how they reach the projector: ``replicate`` each
             patch (RFR; Table 11 row 3), ``scan`` 2x2 windows with stride 1 (Table 11 row 2), or
-            ``none`` (Table 5 rows 1 and 4, Table 11 row 1).
+            ``none`` (Table 5 rows 1 and 4, Table 11 row 1). Table 11 was measured with ``unshuffle="none"``.
         residual: Refill what the LLM changed about the coarse tokens (RFR). Off with ``fine`` on
             leaves the fine features alone (Table 5 row 2).
         unshuffle: MLP-with-pixel-unshuffle: ``none`` (Table 5 rows 1-3, Table 6 row 1), on the

@@ -13,7 +13,7 @@ def atomic_write(path: Path, content: bytes) -> Path:
 
 
 def atomic_write_all(files: Iterable[tuple[Path, bytes]]) -> list[Path]:
-    """Write several files, all or none.
+    """Write several files, each whole or not at all, and none before all could be written.
 
     Each goes to a temporary file in its own folder (a rename across disks would be a copy), and only when all
     are written do they take their names. If ``files`` or a write fails, the temporary ones are removed.

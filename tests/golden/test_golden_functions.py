@@ -65,13 +65,14 @@ def test_the_language_model_gets_the_published_mask_on_real_rows(attention, impl
 
 
 def test_rearrangements(rearrange):
-    found = {
-        "shuffle.out": space_to_depth(rearrange["shuffle.in"], 2),
-        "unshuffle_square.out": depth_to_space(rearrange["unshuffle_square.in"], 2),
-        "unshuffle_wide.out_correct": depth_to_space(rearrange["unshuffle_wide.in"], 2),
-        "unshuffle_tall.out_correct": depth_to_space(rearrange["unshuffle_tall.in"], 2),
-        "replicate.out": replicate(rearrange["replicate.in"], 4),
+    steps = {
+        "shuffle.out": ("shuffle.in", lambda x: space_to_depth(x, 2)),
+        "unshuffle_square.out": ("unshuffle_square.in", lambda x: depth_to_space(x, 2)),
+        "unshuffle_wide.out_correct": ("unshuffle_wide.in", lambda x: depth_to_space(x, 2)),
+        "unshuffle_tall.out_correct": ("unshuffle_tall.in", lambda x: depth_to_space(x, 2)),
+        "replicate.out": ("replicate.in", lambda x: replicate(x, 4)),
     }
+    found = {name: step(rearrange[given]) for name, (given, step) in steps.items() if name in rearrange}
     for name in rearrange:
         layout = re.fullmatch(r"stitch_c(\d+)r(\d+)\.(\w+)\.in", name)
         if layout:

@@ -14,11 +14,12 @@ from self1e.cli.train import change
 from self1e.data.mixture import Item, Row
 from self1e.data.sample import Sample, Target
 from self1e.data.scenes import Scenes, all_words
-from self1e.errors import SettingError
+from self1e.errors import DatasetError, SettingError
 from self1e.processing import prompts
 from self1e.training import nano
 from self1e.training.caching import CachedSamples
 from self1e.training.collate import Collator
+from self1e.training.encoder import SpotClassifier
 from self1e.training.recipes import RECIPES, run
 
 
@@ -95,22 +96,62 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(tmp_path):
 def test_the_trained_model_loads_and_segments(tmp_path):
     import self1e
 
-    folder = run(replace(RECIPES["nano_smoke"](), pictures=4), data=None, out=tmp_path)
+    folder = run(replace(RECIPES["nano_smoke"](), pictures=8), data=None, out=tmp_path)
     sample = Scenes("test", size_wh=(96, 64), length=1)[0]
     result = self1e.load(folder).segment(sample.image, ["the red circle", "What could roll?"])
     assert result.masks.shape == (2, 64, 96)
 
 
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    recipe = replace(RECIPES["nano_smoke"](), pictures=8, encoder_pictures=0)
+    run(recipe, data=None, out=tmp_path, save_steps=1)
+    with pytest.raises(SettingError, match=r"another recipe \(learning_rate: 0\.001 -> 0\.1\)"):
+        run(replace(recipe, learning_rate=0.1), data=None, out=tmp_path, resume=True)
+    with pytest.raises(SettingError, match="holds the checkpoints of a run"):
+        run(recipe, data=None, out=tmp_path, resume=False)
+
+
+def test_the_encoder_learns_to_see(processor):
+    """A few steps on one batch: the classifier under which the encoder learns must fit it."""
+    model = nano.build_model(processor)
+    labels = nano.build_spot_labels(None, processor, length=4, seed=0, photographs=0.0)
+    config = model.config
+    classifier = SpotClassifier(
+        model.model.vision_tower,
+        labels.classes(),
+        width=config.vision_config.hidden_size,
+        side=config.patches_per_side,
+    )
+    batch = {name: torch.stack([labels[i][name] for i in range(4)]) for name in labels[0]}
+    assert batch["kind"].shape == (4, 32, 32)
+    assert (batch["part"] == -100).all()  # drawn scenes have no clothes
+    optimiser = torch.optim.AdamW(classifier.parameters(), lr=2e-3)
+    losses = []
+    for _ in range(6):
+        loss = classifier(**batch)["loss"]
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+
+
 def test_photographs_join_the_mixture(tmp_path):
-    with pytest.raises(Exception, match="No folder ccp"):
+    with pytest.raises(DatasetError, match="No folder ccp"):
         nano.build_mixture(tmp_path, length=1)
     assert list(nano.build_mixture(None, length=1, photographs=0.0).parts) == ["scenes"]
 
 
 def test_settings_are_read_as_their_types():
-    recipe = change(RECIPES["nano"](), ["pictures=320", "learning_rate=2e-4", "bf16=false", "mean_decay=none"])
-    assert (recipe.pictures, recipe.learning_rate, recipe.bf16, recipe.mean_decay) == (320, 2e-4, False, None)
-    assert recipe.steps == 320 // recipe.batch_size
+    recipe = change(RECIPES["nano"](), ["pictures=32000", "learning_rate=2e-4", "bf16=false", "mean_decay=none"])
+    assert (recipe.pictures, recipe.learning_rate, recipe.bf16, recipe.mean_decay) == (32000, 2e-4, False, None)
+    assert recipe.steps == 32000 // recipe.batch_size
+    with pytest.raises(SettingError, match=r"expected at least warmup_steps \+ decay_steps"):
+        change(recipe, ["pictures=1000"])
+    with pytest.raises(SettingError, match="whole number"):
+        change(recipe, ["pictures=none"])
+    with pytest.raises(SettingError, match="is a share"):
+        change(recipe, ["photographs=2"])
     with pytest.raises(SettingError, match="Did you mean 'pictures'"):
         change(recipe, ["picture=3"])
     with pytest.raises(SettingError, match="whole number"):

@@ -23,6 +23,7 @@ def demo(
 ) -> None:
     """Segment a drawn scene and a photograph, and say where the pictures are."""
     from self1e.data.scenes import Scenes
+    from self1e.evaluation.metrics import intersection_union, iou
     from self1e.inference.export import write_outputs
 
     segmenter = load_quietly(model, device, "auto")
@@ -31,7 +32,9 @@ def demo(
     drawn = segmenter.segment(sample.image, [target.text for target in targets], kind=[t.kind for t in targets])
     typer.echo("A drawn scene:")
     for k, target in enumerate(targets):
-        typer.echo(f"  {_told(drawn, k)}, IoU with the truth {_iou(drawn.mask(k), target.mask):.2f}")
+        typer.echo(
+            f"  {_told(drawn, k)}, IoU with the truth {iou(*intersection_union(drawn.mask(k), target.mask)):.2f}"
+        )
     files = write_outputs(drawn, out, "scene", ["overlay"])
     if PHOTOGRAPH.is_file():
         photograph = segmenter.segment(PHOTOGRAPH, PHOTOGRAPH_QUERIES, kind="phrase")
@@ -51,9 +54,3 @@ def demo(
 def _told(result: Any, k: int) -> str:
     width, height = result.size_wh
     return summary(result.queries[k], int(result.areas[k]), width * height, float(result.scores[k]))
-
-
-def _iou(found: Any, truth: Any) -> float:
-    """Intersection over union; 1 if both are empty."""
-    union = int((found | truth).sum())
-    return int((found & truth).sum()) / union if union else 1.0

@@ -32,6 +32,13 @@ class _Group(TyperGroup):
                 raise
             typer.echo(f"self1e: {' '.join(str(error).split())}", err=True)
             raise typer.Exit(2 if isinstance(error, SettingError | PromptError) else 1) from error
+        except BrokenPipeError:
+            raise
+        except OSError as error:  # a folder that cannot be made, a disk that is full
+            if ctx.params.get("debug"):
+                raise
+            typer.echo(f"self1e: {error}", err=True)
+            raise typer.Exit(1) from error
 
 
 app = typer.Typer(

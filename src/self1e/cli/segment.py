@@ -127,9 +127,8 @@ def _find(arguments: Sequence[str]) -> tuple[list[Path], list[tuple[str, str]]]:
     for argument in arguments:
         try:
             matches = list_pictures([argument])
-        except PictureError as error:
-            is_missing = not glob.has_magic(argument) and not Path(argument).exists()
-            failures.append((argument, "no such file or folder" if is_missing else str(error)))
+        except (PictureError, OSError) as error:  # OSError: a name too long, a folder that may not be entered
+            failures.append((argument, "no such file or folder" if _is_missing(argument) else str(error)))
             continue
         if not Path(argument).is_file():
             # A second run on the same folder should not segment what the first one drew.
@@ -139,6 +138,13 @@ def _find(arguments: Sequence[str]) -> tuple[list[Path], list[tuple[str, str]]]:
             matches = kept
         found.update(dict.fromkeys(matches))
     return list(found), failures
+
+
+def _is_missing(argument: str) -> bool:
+    try:
+        return not glob.has_magic(argument) and not Path(argument).exists()
+    except OSError:
+        return False
 
 
 def file_stems(paths: Sequence[Path]) -> list[str]:

@@ -15,7 +15,7 @@ def train(
     recipe: Annotated[str, typer.Argument(help="Name of a recipe, e.g. nano.")],
     data: Annotated[Path | None, typer.Option(help="Folder of the photographs [default: drawn scenes alone].")] = None,
     out: Annotated[Path | None, typer.Option(help="Checkpoints, log, model [default: runs/RECIPE].")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="Change a setting: --set pictures=1000.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="Change a setting: --set seed=1.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint in --out.")] = True,
     save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 200,
 ) -> None:
@@ -34,6 +34,7 @@ def train(
 def change(recipe: Any, settings: list[str]) -> Any:
     """Apply ``name=value`` settings to a recipe, each read as the type that the setting has."""
     known = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
+    kinds = {field.name: field.type for field in fields(recipe)}
     changes: dict[str, Any] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
@@ -41,12 +42,12 @@ def change(recipe: Any, settings: list[str]) -> Any:
             raise SettingError(f"--set {setting!r} has no '='; write it as name=value.")
         if name not in known:
             raise SettingError(f"Unknown setting {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}.")
-        changes[name] = _read(name, text, known[name])
+        changes[name] = _read(name, text, known[name], may_be_none="None" in str(kinds[name]))
     return replace(recipe, **changes)
 
 
-def _read(name: str, text: str, old: Any) -> Any:
-    if text.lower() == "none":
+def _read(name: str, text: str, old: Any, *, may_be_none: bool) -> Any:
+    if may_be_none and text.lower() == "none":
         return None
     if isinstance(old, bool):
         if text.lower() not in ("true", "false"):

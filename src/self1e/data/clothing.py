@@ -59,6 +59,15 @@ class Clothing(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self.names)
 
+    def count_parts(self) -> dict[str, int]:
+        """Count the photographs of the split in which each named part is seen, by its query."""
+        counts = {f"the {name}": 0 for number, name in self.classes.items() if number}
+        for name in self.names:
+            for number in np.unique(np.asarray(Image.open(self.root / "masks" / f"{name}.png"))).tolist():
+                if number:
+                    counts[f"the {self.classes[number]}"] += 1
+        return counts
+
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]  # no slices
         name = self.names[index]
         image = Image.open(self.root / "images" / f"{name}.jpg").convert("RGB")

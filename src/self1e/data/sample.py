@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 from PIL import Image
 
-QueryKind = Literal["phrase", "sentence"]
+from self1e.processing.prompts import Kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +18,7 @@ class Target:
     """The expression, as a person would type it, without template."""
     mask: np.ndarray
     """Bool ``(H, W)`` at the picture's own size; all False means "not there"."""
-    kind: QueryKind = "phrase"
+    kind: Kind = "phrase"
     """A noun phrase ("the red cup") or a whole sentence ("What could I drink from?")."""
     tag: str = ""
     """What the expression exercises ("attribute", "relation", "absent", ...): evaluation groups by it."""

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from self1e.data.sample import Sample
 from self1e.data.scenes import SINGLE_TARGET_TAGS, Scenes
 from self1e.evaluation.metrics import MaskIoU
+from self1e.inference.info import mask_side
 from self1e.inference.segmenter import Self1E, load
 
 SCENE_SIZE = (160, 160)
@@ -128,7 +129,7 @@ def evaluate(model: Self1E, data: Path | None, *, scenes: int, photographs: int 
         scenes: Drawn test scenes, of all compositions and again of held-out ones.
         photographs: How many validation photographs; None is all.
     """
-    grid = 2 * model.model.config.patches_per_side
+    grid = mask_side(model.model.config)
     start = time.perf_counter()
     test = Scenes("test", size_wh=SCENE_SIZE, length=scenes)
     held_out = Scenes("test", size_wh=SCENE_SIZE, length=scenes, held_out="only")
@@ -141,12 +142,7 @@ def evaluate(model: Self1E, data: Path | None, *, scenes: int, photographs: int 
     if data is not None:
         from self1e.data.clothing import Clothing
 
-        train_counts: dict[str, int] = defaultdict(int)
-        clothing = Clothing(data / "ccp", "train")
-        present = json.loads((data / "ccp" / "present_classes.json").read_text("utf-8"))
-        for name in clothing.names:
-            for part in present.get(name, ()):
-                train_counts[f"the {part}"] += 1
+        train_counts = Clothing(data / "ccp", "train").count_parts()
 
         def clothing_groups(target: Any) -> list[str]:
             if target.tag == "group":
@@ -182,6 +178,8 @@ def query_seconds(model: Self1E) -> float:
 def as_markdown(report: dict[str, Any], command: str) -> str:
     """Write the tables of the model card."""
     lines = ["# nano: what it reaches", "", f"Command: `{command}`. {report['machine']}.", ""]
+    lines += ["Training: [log](nano_log.json), model card: [nano](../../src/self1e/assets/nano/README.md).", ""]
+    lines += ["![Losses of both stages](nano_curve.png)", ""]
     lines += [
         f"Mask grid {report['grid']} x {report['grid']} per picture; the ceiling is what perfect logits on it give.",
         f"One query on one core, encoding included: {report['query_seconds']:.3f} s (median of 5).",
@@ -230,7 +228,7 @@ def main(
     )
     out.mkdir(parents=True, exist_ok=True)
     (out / "nano.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
-    command = f"python -m self1e.evaluation.nano --model {model} --data DATA --scenes {scenes}"
+    command = f"python -m self1e.evaluation.nano --model {model}{' --data DATA' if data else ''} --scenes {scenes}"
     (out / "nano.md").write_text(as_markdown(report, command), "utf-8")
     typer.echo((out / "nano.md").read_text("utf-8"))
 

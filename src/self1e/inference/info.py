@@ -66,7 +66,7 @@ def describe(config: Self1EConfig, processor: Self1EProcessor, *, name: str = ""
             "tile": config.tile_size,
             "patch": int(vision.patch_size[0]),
             "image tokens per tile": tokens,
-            "mask grid per tile": _mask_side(config),
+            "mask grid per tile": mask_side(config),
             "vision width": vision.hidden_size,
             "vision layers": vision.num_hidden_layers,
             "language model": text.model_type,
@@ -90,10 +90,10 @@ def describe(config: Self1EConfig, processor: Self1EProcessor, *, name: str = ""
     }
 
 
-def _mask_side(config: Self1EConfig) -> int:
+def mask_side(config: Self1EConfig) -> int:
     """Side of the mask grid of one tile, before enlarging to the picture."""
     side = config.patches_per_side
-    if config.unshuffle in ("two", "three") or (config.unshuffle == "one" and config.fine != "none"):
+    if config.unshuffle in ("one", "two", "three") and config.fine != "none":
         side *= config.compression
     elif config.unshuffle == "none" and config.fine == "none":
         side //= config.compression
@@ -110,5 +110,5 @@ def _activation_bytes(config: Self1EConfig, tiles: int, size: int) -> int:
     encoder = patches * (4 * vision.hidden_size + 2 * vision.intermediate_size)
     projector = patches * (config.compression**2 * vision.hidden_size + 2 * text.hidden_size)
     language = tokens * (6 * text.hidden_size + 3 * text.intermediate_size) + tokens**2
-    head = 8 * tiles * _mask_side(config) ** 2 * text.hidden_size
+    head = 8 * tiles * mask_side(config) ** 2 * text.hidden_size
     return size * (kept + max(encoder + projector, language, head))

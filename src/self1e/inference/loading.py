@@ -59,7 +59,10 @@ def find_model(name: Any) -> tuple[str, str]:
 
 
 def _check_folder(folder: Path) -> None:
-    names = sorted(path.name for path in folder.iterdir())
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be read: {error.strerror}.") from error
     if "config.json" not in names:
         shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
         raise CheckpointError(f"{folder}: holds no config.json (found: {shown or 'nothing'}); expected a saved model.")

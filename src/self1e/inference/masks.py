@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from self1e.errors import SettingError
 from self1e.structures import encode_mask
 
 _STRIP = 2**20
@@ -30,7 +31,15 @@ def enlarge(logits: Tensor, size_wh: tuple[int, int], threshold: float = 0.0) ->
 
     Returns:
         Compressed COCO RLE, and the mean sigmoid over the foreground (0 without any).
+
+    Raises:
+        SettingError: The logits hold NaN or infinity.
     """
+    if not bool(torch.isfinite(logits).all()):
+        raise SettingError(
+            "The mask logits are not finite: numbers overflowed on the way. With dtype float16 that happens; "
+            "load the model with dtype='bfloat16' or 'float32'. Otherwise the weights are damaged."
+        )
     width, height = size_wh
     mask = np.zeros((width, height), dtype=bool)  # columns first
     widest = torch.float32 if logits.device.type == "mps" else torch.float64  # MPS has no float64

@@ -56,6 +56,9 @@ class TextGuidedSegmentationPipeline(Pipeline):
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         settings = {name: kwargs.pop(name) for name in (*_SETTINGS, "queries") if kwargs.get(name) is not None}
+        rows = kwargs.pop("queries_at_once", None)  # transformers' own `batch_size` never reaches the model
+        if rows is not None:
+            settings["batch_size"] = rows
         unknown = [name for name, value in kwargs.items() if value is not None]
         if unknown:
             raise SettingError(f"Unexpected {', '.join(unknown)}; {TASK} takes queries, {', '.join(_SETTINGS)}.")
@@ -81,7 +84,7 @@ class TextGuidedSegmentationPipeline(Pipeline):
             check_queries(queries, kwargs.get("kind") or "auto", kwargs.get("template"))
         if batch_size is None:
             batch_size = self._batch_size
-        return super().__call__(inputs, queries=queries, batch_size=batch_size, **kwargs)
+        return super().__call__(inputs, queries=queries, batch_size=batch_size, queries_at_once=batch_size, **kwargs)
 
     def get_iterator(  # type: ignore[override]
         self,

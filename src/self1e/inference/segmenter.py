@@ -273,7 +273,7 @@ class Self1E:
                 window.append((picture, queries))
             else:
                 window.append((self._cut(picture, max_tiles), queries))
-            # Pictures wait for each other only until they fill a batch, so memory does not grow with their number.
+            # Pictures wait for each other only until they fill a batch: features of few are held at a time.
             if sum(self._cost(entry.grid, batch_size) * len(words) for entry, words in window) >= room:
                 results += self._segment_window(window, template, threshold, return_logits, batch_size)
                 window = []

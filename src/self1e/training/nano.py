@@ -26,7 +26,6 @@ from self1e.training.encoder import SpotLabels
 TILE, PATCH = 160, 10
 IMAGE_TOKENS = (TILE // PATCH // 2) ** 2
 SCENE_SIZES = ((160, 160), (128, 128), (192, 144), (144, 192), (224, 224))
-SYSTEM_MESSAGE = "You are an helpful assistant."
 
 # The names that clothing and COCO photographs bring, beside the words of the drawn scenes.
 _PHOTO_NAMES = """
@@ -80,7 +79,7 @@ def _corpus() -> Iterator[str]:
         if word[0].isupper() or len(word) < 3:
             yield word
     yield from ("system", "user", "assistant", "You", "\n", ".", "?", ",", "-")
-    texts = [SYSTEM_MESSAGE, *prompts.TRAINING_ANSWERS]
+    texts = [prompts.ENGLISH_SYSTEM, *prompts.TRAINING_ANSWERS]
     for questions in (*prompts.TRAINING_QUESTIONS.values(), *prompts.VALIDATION_QUESTIONS.values()):
         texts += [question.replace("{text}", "").replace("<image>", "") for question in questions]
     for text in texts:
@@ -161,11 +160,12 @@ def build_spot_labels(
 ) -> SpotLabels:
     """Make the data of the first stage, from the same pictures as the second."""
     parts: list[str] = []
+    clothing = None if data is None else training_clothing(data)
     if data is not None:
         parts = [f"the {name}" for number, name in Clothing(data / "ccp", "train").classes.items() if number]
     return SpotLabels(
         training_scenes(),
-        None if data is None else training_clothing(data),
+        clothing,
         augment=PhotoAugment(),
         parts=parts,
         images=processor.image_processor,
@@ -188,8 +188,10 @@ def build_mixture(
         photographs: Share of pictures that are photographs.
         queries: Mask queries per picture.
     """
-    parts = {"scenes": Part(samples=training_scenes(), weight=1 - photographs)}
-    if data is not None:
+    parts = {}
+    if photographs < 1:
+        parts["scenes"] = Part(samples=training_scenes(), weight=1 - photographs)
+    if data is not None and photographs > 0:
         parts["clothing"] = Part(
             samples=training_clothing(data),
             weight=photographs * 0.95,

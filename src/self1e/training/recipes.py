@@ -1,4 +1,4 @@
-"""Recipes: one function is one complete run, and its docstring is the lab notebook."""
+"""Recipes: one function is one complete run."""
 
 from __future__ import annotations
 
@@ -48,15 +48,31 @@ class TrainRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.pictures < self.batch_size or self.batch_size < 1:
+        if self.batch_size < 1 or self.encoder_batch_size < 1:
+            raise SettingError(f"{self.name}: batch_size and encoder_batch_size must be at least 1.")
+        if self.steps < self.warmup_steps + self.decay_steps or self.steps < 1:
             raise SettingError(
-                f"pictures={self.pictures} and batch_size={self.batch_size}: a run needs at least one batch."
+                f"pictures={self.pictures} are {self.steps} steps of {self.batch_size}; expected at least "
+                f"warmup_steps + decay_steps = {self.warmup_steps + self.decay_steps}. "
+                "Take more pictures, or set these smaller."
             )
+        if self.encoder_pictures and self.encoder_steps < max(1, self.warmup_steps):
+            raise SettingError(
+                f"encoder_pictures={self.encoder_pictures} are {self.encoder_steps} steps; expected at least "
+                f"warmup_steps={self.warmup_steps}, or 0 pictures to leave the first stage out."
+            )
+        if not 0 <= self.photographs <= 1:
+            raise SettingError(f"photographs={self.photographs} is a share: expected 0 to 1.")
 
     @property
     def steps(self) -> int:
         """Optimiser steps."""
         return self.pictures // self.batch_size
+
+    @property
+    def encoder_steps(self) -> int:
+        """Optimiser steps of the first stage."""
+        return self.encoder_pictures // self.encoder_batch_size
 
 
 def nano() -> TrainRecipe:
@@ -64,10 +80,12 @@ def nano() -> TrainRecipe:
 
         self1e train nano --data DATA --out runs/nano
 
-    DATA holds ``ccp/`` (Clothing Co-Parsing) and ``coco_mini/``. Log and figures: docs/results/nano.md.
+    DATA holds ``ccp/`` (Clothing Co-Parsing) and ``coco_mini/``; without it, drawn scenes alone. On 2 CPU cores:
+    ``torchrun --nproc-per-node 2 -m self1e train nano ...``, about 45 minutes. What it reaches, its log and its
+    curves: docs/results/nano.md. What was tried before: docs/log.md.
     """
     return TrainRecipe(
-        name="nano", pictures=28_800, batch_size=16, encoder_pictures=25_600, learning_rate=1.5e-3, decay_steps=500
+        name="nano", pictures=24_000, batch_size=16, encoder_pictures=25_600, learning_rate=1.5e-3, decay_steps=500
     )
 
 
@@ -114,6 +132,7 @@ def run(recipe: TrainRecipe, *, data: Path | None, out: Path, resume: bool = Fal
     model = parts.build_model(processor, seed=recipe.seed)
     model.set_attn_implementation(recipe.attention)
     out.mkdir(parents=True, exist_ok=True)
+    _check_folder(recipe, out, resume)
     (out / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2) + "\n")
     photographs = recipe.photographs if data is not None else 0.0
     if recipe.encoder_pictures:
@@ -163,7 +182,7 @@ def _train_encoder(
     if resume and done.is_file():
         tower.load_state_dict(load_file(done))
         return
-    steps = recipe.encoder_pictures // recipe.encoder_batch_size
+    steps = recipe.encoder_steps
     labels = parts.build_spot_labels(
         data,
         processor,
@@ -190,6 +209,27 @@ def _train_encoder(
         return
     (out / "log.json").write_text(json.dumps(trainer.state.log_history, indent=1) + "\n")
     save_file({name: tensor.contiguous() for name, tensor in tower.state_dict().items()}, done)
+
+
+def _check_folder(recipe: TrainRecipe, out: Path, resume: bool) -> None:
+    """Refuse to mix two runs in one folder."""
+    has_checkpoints = any(out.glob("checkpoint-*")) or (out / "encoder").is_dir()
+    if not has_checkpoints:
+        return
+    if not resume:
+        raise SettingError(f"{out} holds the checkpoints of a run; empty it, choose another folder, or resume.")
+    known = out / "recipe.json"
+    if not known.is_file():
+        return
+    old, new = json.loads(known.read_text("utf-8")), asdict(recipe)
+    changed = [f"{name}: {old.get(name)!r} -> {new[name]!r}" for name in new if old.get(name) != new[name]]
+    # A longer or shorter run is the same run as long as its learning rate has not begun to fall (`decay_steps`).
+    changed = [change for change in changed if not change.startswith("pictures:")]
+    if changed:
+        raise SettingError(
+            f"{out} holds a run of another recipe ({'; '.join(changed)}); resuming would mix the two. "
+            "Use the old settings, or another folder."
+        )
 
 
 def _last_checkpoint(out: Path, resume: bool) -> str | None:

@@ -60,7 +60,8 @@ class MeanOfWeights(TrainerCallback):
                 if name not in self.mean:
                     self.mean[name] = parameter.detach().clone()
                 else:
-                    self.mean[name].lerp_(parameter.detach(), 1 - decay)
+                    # What was loaded from a checkpoint is on the CPU.
+                    self.mean[name] = self.mean[name].to(parameter.device).lerp_(parameter.detach(), 1 - decay)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
@@ -76,6 +77,8 @@ class MeanOfWeights(TrainerCallback):
             from safetensors.torch import load_file
 
             self.mean = load_file(path)
+        else:
+            logger.warning("%s holds no mean of weights; the mean starts anew from here.", folder)
 
     def apply(self, model: torch.nn.Module) -> None:
         """Put the mean in place of the weights."""

@@ -1,0 +1,94 @@
+"""The model inside the package: its size, its speed, and that it reaches what its card says."""
+
+import json
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+import self1e
+from self1e.data.scenes import Scenes
+from self1e.evaluation.nano import SCENE_SIZE, measure_masks, scene_groups
+from self1e.inference.info import mask_side
+from self1e.inference.loading import NANO
+
+ROOT = Path(__file__).parent.parent
+REPORT = ROOT / "docs" / "results" / "nano.json"
+
+
+@pytest.fixture(scope="module")
+def nano():
+    return self1e.load("nano", device="cpu")
+
+
+def test_nano_is_as_small_as_promised(nano):
+    with safe_open(NANO / "model.safetensors", "pt") as file:
+        shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 (not a dict)
+    assert sum(torch.Size(shape).numel() for shape in shapes) <= 7_000_000
+    assert sum(file.stat().st_size for file in NANO.iterdir()) <= 15_000_000
+    assert mask_side(nano.model.config) >= 32
+
+
+def test_one_query_on_one_core_takes_half_a_second_at_most(nano):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        sample = Scenes("test", length=1)[0]
+        nano.segment(sample.image, "the red circle")
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            nano.segment(sample.image, "the red circle")
+            times.append(time.perf_counter() - start)
+        assert min(times) <= 0.5
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_nano_finds_the_person_in_the_portrait(nano):
+    """Coarse on purpose: where a person certainly is, and where certainly none is."""
+    mask = nano.segment(ROOT / "src/self1e/assets/astronaut.jpg", "the person").mask()
+    assert mask[320:480, 120:300].mean() > 0.7  # the suit
+    assert mask[:150, 330:].mean() < 0.3  # the shuttle and the wall
+
+
+def test_the_card_says_what_was_measured(nano):
+    report = json.loads(REPORT.read_text("utf-8"))
+    card = (NANO / "README.md").read_text("utf-8")
+    assert report["parameters"] == sum(parameter.numel() for parameter in nano.model.parameters())
+    for row in (report["scenes"]["single target"], report["photographs"]["the person"]):
+        assert f"| {row['ciou']:.3f} | {row['giou']:.3f} |" in card
+    assert report["query_seconds"] <= 0.5
+
+
+def test_drawn_scenes_reach_the_card_on_a_sample(nano):
+    """60 of the 500 scenes: far enough from chance, and from another model's figures."""
+    report = json.loads(REPORT.read_text("utf-8"))["scenes"]
+    scores = measure_masks(nano, Scenes("test", size_wh=SCENE_SIZE, length=60), scene_groups, grid=32)
+    found = scores.row("all")
+    assert found["queries"] > 200
+    assert found["ciou"] == pytest.approx(report["all"]["ciou"], abs=0.1)
+    assert found["giou"] == pytest.approx(report["all"]["giou"], abs=0.1)
+
+
+@pytest.mark.slow
+def test_drawn_scenes_reach_the_card_exactly(nano):
+    report = json.loads(REPORT.read_text("utf-8"))["scenes"]
+    scores = measure_masks(nano, Scenes("test", size_wh=SCENE_SIZE, length=500), scene_groups, grid=32)
+    for group in ("all", "single target", "attribute"):
+        assert scores.row(group)["ciou"] == pytest.approx(report[group]["ciou"], abs=2e-3), group
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_nano_and_the_portrait(tmp_path):
+    from hatchling.builders.wheel import WheelBuilder
+
+    (built,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
+    names = set(zipfile.ZipFile(built).namelist())
+    for file in NANO.iterdir():
+        assert f"self1e/assets/nano/{file.name}" in names
+    assert "self1e/assets/astronaut.jpg" in names
+    assert not any("shared" in name or name.startswith("tests") for name in names)
