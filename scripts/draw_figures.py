@@ -32,8 +32,8 @@ from self1e.model.mask_head import upsample
 ROOT = Path(__file__).parents[1]
 PHOTOGRAPH = ROOT / "src" / "self1e" / "assets" / "astronaut.jpg"
 SCENE, SCENE_SIZE = 173, (500, 500)
-SCENE_QUERY, PHOTOGRAPH_QUERY = "the large black thing", "the person"
-TEASER_QUERIES = ("all the black things", "the large black thing")
+SCENE_QUERY, PHOTOGRAPH_QUERY = "all the black things", "the person"
+TEASER_QUERIES = ("all the black things",)
 
 ZOOM = 2  # everything below is in units of half a pixel's side: figures stay sharp on dense screens
 PAPER, INK, FAINT, LINE = (255, 255, 255), (28, 32, 38), (104, 112, 122), (206, 211, 217)
