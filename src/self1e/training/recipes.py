@@ -123,7 +123,7 @@ def run(recipe: TrainRecipe, *, data: Path | None, out: Path, resume: bool = Fal
     from self1e.training.collate import Collator
     from self1e.training.trainer import make_trainer
 
-    workers = int(os.environ.get("WORLD_SIZE", "1"))
+    workers = _workers()
     for batch in (recipe.batch_size, recipe.encoder_batch_size):
         if batch % workers:
             raise SettingError(f"A batch of {batch} pictures cannot be shared out to {workers} processes evenly.")
@@ -238,6 +238,11 @@ def _last_checkpoint(out: Path, resume: bool) -> str | None:
     return get_last_checkpoint(str(out)) if resume and out.is_dir() else None
 
 
+def _workers() -> int:
+    """Processes that ``torchrun`` has started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def _arguments(
     recipe: TrainRecipe,
     out: Path,
@@ -251,9 +256,10 @@ def _arguments(
     import torch
     from transformers import TrainingArguments
 
+    workers = _workers()
     return TrainingArguments(
         output_dir=str(out),
-        per_device_train_batch_size=batch // int(os.environ.get("WORLD_SIZE", "1")),
+        per_device_train_batch_size=batch // workers,
         max_steps=steps,
         learning_rate=rate,
         warmup_steps=recipe.warmup_steps,
@@ -267,7 +273,7 @@ def _arguments(
         },
         bf16=recipe.bf16,
         use_cpu=not torch.cuda.is_available(),
-        ddp_backend=None if torch.cuda.is_available() else "gloo",
+        ddp_backend="gloo" if workers > 1 and not torch.cuda.is_available() else None,
         logging_steps=20,
         save_steps=save_steps,
         save_total_limit=2,
