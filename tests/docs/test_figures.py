@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,14 +14,8 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "draw_figures.py"
 
 
 @pytest.fixture(scope="module")
-def figures():
-    spec = importlib.util.spec_from_file_location("draw_figures", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["draw_figures"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def figures(load_script):
+    return load_script("draw_figures")
 
 
 def test_every_figure_is_drawn_and_twice_the_same(figures, tiny_model_folder, tmp_path, capsys):

@@ -36,13 +36,7 @@ FLAT_TOKENS = {"F_IMG", "img_mlp_all", "vit_mlp_ori"}
 IMPLEMENTATIONS = ["eager", "sdpa"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Models this small lose more to waking threads than they win."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # --------------------------------------------------------------------------- one case

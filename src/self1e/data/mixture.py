@@ -6,7 +6,7 @@ Item ``i`` is the same item on every machine, whatever the number of workers: a 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from PIL import Image
@@ -170,10 +170,8 @@ class PhotoAugment:
                 if not mask.any():
                     absent.append(target.text)
                 continue
-            targets.append(
-                Target(text=target.text, mask=mask[:, ::-1] if mirrored else mask, kind=target.kind, tag=target.tag)
-            )
+            targets.append(replace(target, mask=mask[:, ::-1] if mirrored else mask))
         image = Image.fromarray(pixels[:, ::-1] if mirrored else pixels)
-        return Sample(
-            image=image, targets=tuple(targets), source=sample.source, extra={**sample.extra, "absent": tuple(absent)}
-        )
+        # Questions go: a cut or a mirror image may have another answer.
+        extra = {**sample.extra, "absent": tuple(absent)}
+        return replace(sample, image=image, targets=tuple(targets), questions=(), extra=extra)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
 
-from self1e.data.sample import Sample, Target
+from self1e.data.sample import Sample
 
 
 @dataclass(frozen=True)
@@ -42,21 +42,10 @@ class CachedSamples(Sequence[Sample]):
         kept = self._kept[index]
         height, width = kept.pixels.shape[:2]
         targets = tuple(
-            Target(
-                text=target.text,
-                mask=np.unpackbits(mask, count=height * width).reshape(height, width).astype(bool),
-                kind=target.kind,
-                tag=target.tag,
-            )
+            replace(target, mask=np.unpackbits(mask, count=height * width).reshape(height, width).astype(bool))
             for target, mask in zip(kept.sample.targets, kept.masks, strict=True)
         )
-        return Sample(
-            image=Image.fromarray(kept.pixels),
-            targets=targets,
-            questions=kept.sample.questions,
-            source=kept.sample.source,
-            extra=kept.sample.extra,
-        )
+        return replace(kept.sample, image=Image.fromarray(kept.pixels), targets=targets)
 
     def _pack(self, sample: Sample) -> _Packed:
         width, height = sample.image.size
@@ -67,12 +56,5 @@ class CachedSamples(Sequence[Sample]):
             for target in sample.targets
         )
         pixels = np.asarray(sample.image.resize(size, Image.Resampling.BICUBIC))
-        bare = tuple(Target(text=t.text, mask=np.zeros((0, 0), bool), kind=t.kind, tag=t.tag) for t in sample.targets)
-        words = Sample(
-            image=Image.new("RGB", (1, 1)),
-            targets=bare,
-            questions=sample.questions,
-            source=sample.source,
-            extra=sample.extra,
-        )
-        return _Packed(pixels, masks, words)
+        bare = tuple(replace(target, mask=np.zeros((0, 0), bool)) for target in sample.targets)
+        return _Packed(pixels, masks, replace(sample, image=Image.new("RGB", (1, 1)), targets=bare))

@@ -145,29 +145,26 @@ def training_scenes() -> Scenes:
     return Scenes("train", size_wh=SCENE_SIZES, length=1_000_000_000)
 
 
-def training_clothing(data: Path) -> CachedSamples:
-    """Read the training photographs of clothing."""
+def training_clothing(data: Path) -> Clothing:
+    """Find the training photographs of clothing."""
     if not (data / "ccp").is_dir():
         raise DatasetError(
             f"No folder ccp in {data}; expected Clothing Co-Parsing there. "
             "Leave out --data to train on drawn scenes alone."
         )
-    return CachedSamples(Clothing(data / "ccp", "train"))
+    return Clothing(data / "ccp", "train")
 
 
 def build_spot_labels(
     data: Path | None, processor: Self1EProcessor, *, length: int, seed: int, photographs: float
 ) -> SpotLabels:
     """Make the data of the first stage, from the same pictures as the second."""
-    parts: list[str] = []
     clothing = None if data is None else training_clothing(data)
-    if data is not None:
-        parts = [f"the {name}" for number, name in Clothing(data / "ccp", "train").classes.items() if number]
     return SpotLabels(
         training_scenes(),
-        clothing,
+        None if clothing is None else CachedSamples(clothing),
         augment=PhotoAugment(),
-        parts=parts,
+        parts=[] if clothing is None else [f"the {name}" for number, name in clothing.classes.items() if number],
         images=processor.image_processor,
         share=photographs,
         length=length,
@@ -176,9 +173,7 @@ def build_spot_labels(
     )
 
 
-def build_mixture(
-    data: Path | None, *, length: int, seed: int = 0, photographs: float = 0.4, queries: int = 4
-) -> Mixture:
+def build_mixture(data: Path | None, *, length: int, seed: int = 0, photographs: float, queries: int) -> Mixture:
     """Mix drawn scenes with photographs.
 
     Args:
@@ -193,7 +188,7 @@ def build_mixture(
         parts["scenes"] = Part(samples=training_scenes(), weight=1 - photographs)
     if data is not None and photographs > 0:
         parts["clothing"] = Part(
-            samples=training_clothing(data),
+            samples=CachedSamples(training_clothing(data)),
             weight=photographs * 0.95,
             augment=PhotoAugment(),
             absent=0.08,
