@@ -115,12 +115,10 @@ def test_the_encoder_learns_to_see(processor):
     """A few steps on one batch: the classifier under which the encoder learns must fit it."""
     model = nano.build_model(processor)
     labels = nano.build_spot_labels(None, processor, length=4, seed=0, photographs=0.0)
-    config = model.config
     classifier = SpotClassifier(
-        model.model.vision_tower,
-        labels.classes(),
-        width=config.vision_config.hidden_size,
-        side=config.patches_per_side,
+        model,
+        labels.words(),
+        token_ids=lambda word: processor.tokenizer(f" {word}", add_special_tokens=False).input_ids,
     )
     batch = {name: torch.stack([labels[i][name] for i in range(4)]) for name in labels[0]}
     assert batch["kind"].shape == (4, 32, 32)

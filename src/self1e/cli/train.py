@@ -33,27 +33,27 @@ def train(
 
 def change(recipe: Any, settings: list[str]) -> Any:
     """Apply ``name=value`` settings to a recipe, each read as the type that the setting has."""
-    known = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
     kinds = {field.name: field.type for field in fields(recipe)}
     changes: dict[str, Any] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals:
             raise SettingError(f"--set {setting!r} has no '='; write it as name=value.")
-        if name not in known:
-            raise SettingError(f"Unknown setting {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}.")
-        changes[name] = _read(name, text, known[name], may_be_none="None" in str(kinds[name]))
+        if name not in kinds:
+            raise SettingError(f"Unknown setting {name!r}.{did_you_mean(name, kinds)} Known: {', '.join(kinds)}.")
+        changes[name] = _read(name, text, str(kinds[name]))
     return replace(recipe, **changes)
 
 
-def _read(name: str, text: str, old: Any, *, may_be_none: bool) -> Any:
-    if may_be_none and text.lower() == "none":
+def _read(name: str, text: str, annotation: str) -> Any:
+    kind_name, _, other = annotation.partition(" | ")
+    if other == "None" and text.lower() == "none":
         return None
-    if isinstance(old, bool):
+    if kind_name == "bool":
         if text.lower() not in ("true", "false"):
             raise SettingError(f"{name}={text!r} must be true or false.")
         return text.lower() == "true"
-    kind = float if isinstance(old, float) else str if isinstance(old, str) else int
+    kind: Any = {"int": int, "float": float, "str": str}[kind_name]
     try:
         return kind(text)
     except ValueError as error:

@@ -23,6 +23,8 @@ class TrainRecipe:
     """Pictures of the first stage, in which the vision encoder learns alone; 0 leaves it out."""
     encoder_batch_size: int = 32
     encoder_learning_rate: float = 1e-3
+    encoder_matrix_learning_rate: float | None = None
+    """Of Muon in the first stage; None uses AdamW alone."""
     batch_size: int
     """Pictures per optimiser step; each brings its queries."""
     queries: int = 4
@@ -30,6 +32,8 @@ class TrainRecipe:
     photographs: float = 0.35
     """Share of photographs among the pictures, where there are any."""
     learning_rate: float = 1e-3
+    matrix_learning_rate: float | None = None
+    """Of Muon, which then trains the matrices of hidden layers; None uses AdamW alone."""
     warmup_steps: int = 100
     weight_decay: float = 0.05
     adam_beta2: float = 0.98
@@ -85,7 +89,14 @@ def nano() -> TrainRecipe:
     curves: docs/results/nano.md. What was tried before: docs/log.md.
     """
     return TrainRecipe(
-        name="nano", pictures=24_000, batch_size=16, encoder_pictures=25_600, learning_rate=1.5e-3, decay_steps=500
+        name="nano",
+        pictures=64_000,
+        batch_size=16,
+        encoder_pictures=86_400,
+        encoder_matrix_learning_rate=4e-3,
+        learning_rate=1.5e-3,
+        matrix_learning_rate=4e-3,
+        decay_steps=500,
     )
 
 
@@ -149,7 +160,14 @@ def run(recipe: TrainRecipe, *, data: Path | None, out: Path, resume: bool = Fal
     )
     checkpoint = _last_checkpoint(out, resume)
     collator = Collator(processor, target_side=recipe.target_side)
-    trainer, mean = make_trainer(model, mixture, collator, arguments, mean_decay=recipe.mean_decay)
+    trainer, mean = make_trainer(
+        model,
+        mixture,
+        collator,
+        arguments,
+        mean_decay=recipe.mean_decay,
+        optimizer=_optimizer(model, arguments, recipe.matrix_learning_rate),
+    )
     if mean is not None and checkpoint is not None:
         mean.load(Path(checkpoint))
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -177,10 +195,9 @@ def _train_encoder(
     from self1e.training.encoder import SpotClassifier
     from self1e.training.trainer import Self1ETrainer
 
-    done = out / "vision_tower.safetensors"
-    tower = model.model.vision_tower
+    done = out / "encoder.safetensors"
     if resume and done.is_file():
-        tower.load_state_dict(load_file(done))
+        model.load_state_dict(load_file(done), strict=False)  # the parts that the stage trained
         return
     steps = recipe.encoder_steps
     labels = parts.build_spot_labels(
@@ -190,9 +207,10 @@ def _train_encoder(
         seed=recipe.seed,
         photographs=recipe.photographs if data is not None else 0.0,
     )
-    config = model.config
     classifier = SpotClassifier(
-        tower, labels.classes(), width=config.vision_config.hidden_size, side=config.patches_per_side
+        model,
+        labels.words(),
+        token_ids=lambda word: processor.tokenizer(f" {word}", add_special_tokens=False).input_ids,
     )
     arguments = _arguments(
         recipe,
@@ -203,12 +221,29 @@ def _train_encoder(
         save_steps=save_steps,
         decay_steps=steps // 2,
     )
-    trainer = Self1ETrainer(model=classifier, args=arguments, train_dataset=labels)
+    optimizer = _optimizer(classifier, arguments, recipe.encoder_matrix_learning_rate)
+    trainer = Self1ETrainer(model=classifier, args=arguments, train_dataset=labels, optimizers=(optimizer, None))
     trainer.train(resume_from_checkpoint=_last_checkpoint(out, resume))
     if not trainer.is_world_process_zero():
         return
     (out / "log.json").write_text(json.dumps(trainer.state.log_history, indent=1) + "\n")
-    save_file({name: tensor.contiguous() for name, tensor in tower.state_dict().items()}, done)
+    trained = {id(parameter) for parameter in classifier.parameters()}
+    save_file({name: tensor.detach() for name, tensor in model.named_parameters() if id(tensor) in trained}, done)
+
+
+def _optimizer(model: Any, arguments: Any, matrix_learning_rate: float | None) -> Any:
+    """Make Muon with AdamW, or leave AdamW to the trainer."""
+    if matrix_learning_rate is None:
+        return None
+    from self1e.training.optimizers import MuonWithAdamW
+
+    return MuonWithAdamW(
+        model,
+        learning_rate=arguments.learning_rate,
+        matrix_learning_rate=matrix_learning_rate,
+        weight_decay=arguments.weight_decay,
+        betas=(arguments.adam_beta1, arguments.adam_beta2),
+    )
 
 
 def _check_folder(recipe: TrainRecipe, out: Path, resume: bool) -> None:

@@ -95,6 +95,7 @@ def make_trainer(
     arguments: TrainingArguments,
     *,
     mean_decay: float | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> tuple[Self1ETrainer, MeanOfWeights | None]:
     """Put model, data and settings together."""
     mean = MeanOfWeights(mean_decay) if mean_decay else None
@@ -104,5 +105,6 @@ def make_trainer(
         train_dataset=mixture,
         data_collator=collator,
         callbacks=[mean] if mean else None,
+        optimizers=(optimizer, None),
     )
     return trainer, mean
