@@ -1,6 +1,6 @@
 """Record what tiny models compute, so that a change of numerics shows without the published goldens.
 
-    python scripts/record_goldens.py            # writes tests/golden/own/<family>.safetensors
+    python scripts/record_goldens.py            # writes tests/golden/own/<case>.safetensors and processing.json
 
 Weights and inputs come from a seed through plain uniform numbers, the same on every machine; only results are stored.
 Run it after a change of numerics that was wanted, and say in the commit why they changed.
@@ -8,23 +8,34 @@ Run it after a change of numerics that was wanted, and say in the commit why the
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
 from self1e.model import Self1EConfig, Self1EForConditionalGeneration
+from self1e.processing import prompts
+from self1e.training.nano import build_processor
 
 FOLDER = Path(__file__).parents[1] / "tests" / "golden" / "own"
-FAMILIES = ("qwen2", "qwen3", "llama")
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen2": ("qwen2", {}),
+    "qwen3": ("qwen3", {}),
+    "llama": ("llama", {}),
+    # The encoder of the 6B models: RMS norms, queries and keys normalised, no biases.
+    "rms_encoder": ("qwen2", {"norm_type": "rms_norm", "use_qk_norm": True, "attention_bias": False}),
+}
+"""Language model and changed vision settings of each recorded case."""
 IMAGE, SEG, VOCABULARY = 34, 41, 43
 """Ids as in a published vocabulary: [SEG] last but one, <IMG_CONTEXT> seven before it."""
 
 
-def tiny_config(family: str = "qwen2", **switches: Any) -> Self1EConfig:
+def tiny_config(family: str = "qwen2", *, encoder: dict[str, Any] | None = None, **switches: Any) -> Self1EConfig:
     """A model of a few thousand numbers; no two of its sizes are equal by chance. A tile is 16 pixels and 4 tokens."""
     text = {
         "model_type": family,
@@ -48,6 +59,7 @@ def tiny_config(family: str = "qwen2", **switches: Any) -> Self1EConfig:
         "image_size": [16, 16],
         "patch_size": [4, 4],
         "attention_bias": True,
+        **(encoder or {}),
     }
     settings = {"image_token_id": IMAGE, "seg_token_id": SEG, "image_seq_length": 4, **switches}
     return Self1EConfig(text_config=text, vision_config=vision, **settings)
@@ -107,9 +119,10 @@ def tiny_batch(
     }
 
 
-def observe(family: str) -> dict[str, Tensor]:
+def observe(case: str) -> dict[str, Tensor]:
     """What is recorded: features, masks, losses and greedy text of one batch over two tile grids."""
-    model = tiny_model(family)
+    family, encoder = CASES[case]
+    model = tiny_model(family, encoder=encoder)
     batch = tiny_batch(model.config, tile_grids=((1, 2), (2, 2)), picture_of_row=(0, 1, 0, 1), rows_without_seg=(3,))
     with torch.no_grad():
         vision = model.encode_pictures(batch["pixel_values"], batch["tile_grids"])
@@ -138,13 +151,39 @@ def observe(family: str) -> dict[str, Tensor]:
     return {name: value.contiguous() for name, value in found.items()}
 
 
+def observe_processing() -> dict[str, Any]:
+    """What is recorded of text and pixels: ids of every published question, tiles of pictures of several shapes."""
+    processor = build_processor()
+    conversations: dict[str, Any] = {}
+    for name, table in (("training", prompts.TRAINING_QUESTIONS), ("validation", prompts.VALIDATION_QUESTIONS)):
+        for kind, questions in table.items():
+            for number, question in enumerate([questions] if isinstance(questions, str) else questions):
+                turn = (question.format(text="the red circle left of <img>"), "Sure, [SEG].")
+                found = processor.tokenize_conversation([turn], num_tiles=1)
+                conversations[f"{name} {kind} {number}"] = {"ids": found.input_ids, "labels": found.labels}
+    pictures: dict[str, Any] = {}
+    for size in ((160, 160), (97, 61), (40, 300), (640, 211)):
+        x, y = np.meshgrid(np.arange(size[0]), np.arange(size[1]))
+        pixels = np.stack([x * 3 % 256, (x + 2 * y) % 256, x * y % 256], -1).astype(np.uint8)
+        for most in (1, 6):
+            batch = processor.image_processor(Image.fromarray(pixels), max_tiles=most)
+            values = batch["pixel_values"].double()
+            pictures[f"{size[0]} x {size[1]}, {most} tiles at most"] = {
+                "grid": batch["tile_grids"].tolist(),
+                "means": values.mean((2, 3)).flatten().tolist(),
+                "corner": values[0, :, :3, :3].flatten().tolist(),
+            }
+    return {"conversations": conversations, "pictures": pictures}
+
+
 def main() -> None:
-    """Write one file per language family."""
+    """Write one file per case, and one for text and pixels."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    for family in FAMILIES:
-        path = FOLDER / f"{family}.safetensors"
-        save_file(observe(family), path)
+    for case in CASES:
+        path = FOLDER / f"{case}.safetensors"
+        save_file(observe(case), path)
         print(f"{path}: {path.stat().st_size / 1024:.0f} KB")
+    (FOLDER / "processing.json").write_text(json.dumps(observe_processing()) + "\n", "utf-8")
 
 
 if __name__ == "__main__":
