@@ -174,13 +174,41 @@ class Self1EImageProcessor(GotOcr2ImageProcessorPil):
         rows, columns = choose_grid((width, height), self.tile_size, limit)
         return rows * columns
 
-    def _fill(self, out: np.ndarray, picture: Image.Image, rows: int, columns: int) -> None:
-        """Resize one picture and write its normalised tiles to ``out`` ``(rows * columns, 3, S, S)``."""
+    def cut(self, picture: Any, max_tiles: int | None = None) -> tuple[np.ndarray, tuple[int, int]]:
+        """Cut one picture into tiles that are not normalised yet, a quarter of the bytes.
+
+        Args:
+            picture: See :meth:`preprocess`.
+            max_tiles: See :meth:`preprocess`.
+
+        Returns:
+            Levels, uint8 ``(T, 3, S, S)``, row-major; and ``(rows, columns)``.
+        """
+        picture = _as_rgb(picture)
+        limit = self.max_tiles if max_tiles is None else _check_max_tiles(max_tiles)
+        rows, columns = choose_grid(picture.size, self.tile_size, limit)
+        levels = self._levels(picture, rows, columns).transpose(0, 2, 4, 1, 3)
+        return np.ascontiguousarray(levels.reshape(-1, *levels.shape[2:])), (rows, columns)
+
+    def normalise(self, levels: np.ndarray) -> np.ndarray:
+        """Turn levels of :meth:`cut` into what :meth:`preprocess` returns, bit for bit: float32, same shape."""
+        pixels = np.empty(levels.shape, dtype=np.float32)
+        for channel, table in enumerate(self._normalising_tables()):
+            np.take(table, levels[:, channel], out=pixels[:, channel], mode="clip")
+        return pixels
+
+    def _levels(self, picture: Image.Image, rows: int, columns: int) -> np.ndarray:
+        """Resize one picture to its tiles: uint8 ``(rows, S, columns, S, 3)``."""
         side = self.tile_size
         resized = picture
         if picture.size != (columns * side, rows * side):  # PIL's resize to the same size copies, bit for bit
             resized = picture.resize((columns * side, rows * side), Image.Resampling(int(self.resample)))
-        levels = np.asarray(resized).reshape(rows, side, columns, side, 3)
+        return np.asarray(resized).reshape(rows, side, columns, side, 3)
+
+    def _fill(self, out: np.ndarray, picture: Image.Image, rows: int, columns: int) -> None:
+        """Resize one picture and write its normalised tiles to ``out`` ``(rows * columns, 3, S, S)``."""
+        side = self.tile_size
+        levels = self._levels(picture, rows, columns)
         tiles = out.reshape(rows, columns, 3, side, side)
         tables = self._normalising_tables()
         for row in range(rows):
