@@ -1,14 +1,15 @@
 """Open any picture, from anywhere but the network: upright 8-bit RGB, or a PictureError that says why not.
 
-Files are what people upload: huge, cut short, mislabelled, hostile. The size is checked before decoding, only
-formats that decode in bounded time inside this process are tried (no PostScript), every failure of a decoder
-becomes a ``PictureError``, and no warning leaks.
+Files are what people upload: huge, cut short, mislabelled, hostile. The size is checked before decoding, memory and
+time are bounded (see ``self1e.processing.limits``), only formats that decode inside this process are tried (no
+PostScript), every failure of a decoder becomes a ``PictureError``, and no warning leaks.
 """
 
 from __future__ import annotations
 
 import glob
 import io
+import logging
 import os
 import re
 import threading
@@ -22,12 +23,13 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
-from self1e.errors import PictureError, SettingError, did_you_mean
+from self1e.errors import PictureError, did_you_mean
 from self1e.processing.colour import array_to_rgb, image_to_rgb
+from self1e.processing.limits import MAX_BYTES, MAX_PIXELS, MAX_SECONDS, PictureLimits, WatchedFile, check_icon
 
-MAX_PIXELS = 178_956_970
-"""Where Pillow itself refuses a picture: half a gigabyte as RGB."""
+_log = logging.getLogger(__name__)
 
 # fmt: off
 SUFFIXES = frozenset({
@@ -67,7 +69,14 @@ class OpenedPicture:
     """What a person might want to know: only the first frame was used, the EXIF was unreadable."""
 
 
-def open_picture(source: Any, *, max_pixels: int | None = MAX_PIXELS) -> OpenedPicture:
+def open_picture(
+    source: Any,
+    *,
+    max_pixels: int | None = MAX_PIXELS,
+    max_bytes: int | None = MAX_BYTES,
+    max_seconds: float | None = MAX_SECONDS,
+    admit: Callable[[int, int], None] | None = None,
+) -> OpenedPicture:
     """Open a picture.
 
     Args:
@@ -75,29 +84,49 @@ def open_picture(source: Any, *, max_pixels: int | None = MAX_PIXELS) -> OpenedP
             where that cannot be meant, ``(c, H, W)``; bool, uint8, uint16, or float in 0..1) or a torch tensor
             (``(3, H, W)`` or ``(H, W, 3)``; uint8, or float in 0..1).
         max_pixels: Width times height that is still decoded; None or 0 for no limit.
+        max_bytes: Size of a file that is still read; None or 0 for no limit.
+        max_seconds: Processor time that decoding a file may take; None or 0 for no limit. It is looked at whenever
+            the decoder reads on, so a picture may overrun it a little.
+        admit: Called with width and height when these are known and allowed, before anything is decoded. Whoever
+            opens pictures ahead of their use can wait in it until there is memory, or raise to give up.
 
     Raises:
         PictureError: It cannot be read or is too large; the message names it, what was found and what to do.
+        SettingError: A limit is negative.
     """
-    if max_pixels is not None and max_pixels < 0:
-        raise SettingError(f"max_pixels={max_pixels}, expected a positive number, or None for no limit.")
-    limit = max_pixels or None
+    limits = PictureLimits(max_pixels=max_pixels, max_bytes=max_bytes, max_seconds=max_seconds)
+    door = _Door(limits, admit)
     if isinstance(source, Image.Image):
-        return _open_image(source, limit)
+        return _open_image(source, door)
     if isinstance(source, bytes | bytearray | memoryview):
-        return _open_file(io.BytesIO(source), "bytes", limit)
+        limits.check_bytes(memoryview(source).nbytes, "bytes")
+        return _open_file(io.BytesIO(source), "bytes", door)
     if isinstance(source, str | os.PathLike):
         name = os.fsdecode(source)
         with _checked_path(name) as file:
-            return _open_file(file, name, limit)
+            limits.check_bytes(os.fstat(file.fileno()).st_size, name)
+            return _open_file(file, name, door)
     if hasattr(source, "read"):
-        return _open_file(_rewound(source), _name_of(source, "file object"), limit)
+        return _open_file(_rewound(source, limits), _name_of(source, "file object"), door)
     if hasattr(source, "detach") or hasattr(source, "__array__"):
-        return _open_array(source, limit)
+        return _open_array(source, door)
     raise PictureError(
         f"Cannot read a picture from {type(source).__name__}: pass a path, bytes, an open file, a PIL picture, "
         "a numpy array or a torch tensor."
     )
+
+
+@dataclass(frozen=True)
+class _Door:
+    """Decides about a picture whose size is known and whose pixels are not yet decoded."""
+
+    limits: PictureLimits
+    admit: Callable[[int, int], None] | None
+
+    def pass_through(self, width: int, height: int, name: str) -> None:
+        self.limits.check_size(width, height, name)
+        if self.admit is not None:
+            self.admit(width, height)
 
 
 def list_pictures(paths: Sequence[str | Path]) -> list[Path]:
@@ -129,13 +158,18 @@ def _expand(path: str | Path) -> list[Path]:
     if Path(path).is_file():
         return [Path(path)]
     if Path(path).is_dir():
-        matches = [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
+        matches = [Path(folder, name) for folder, _, names in os.walk(path, onerror=_left_out) for name in names]
     else:
         names = glob.glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
         matches = [Path(name) for name in names if Path(name).is_file()]
     # "._x.jpg" is what macOS leaves beside x.jpg on foreign disks: not a picture.
     pictures = [match for match in matches if match.suffix.lower() in SUFFIXES and not match.name.startswith(".")]
     return sorted(pictures, key=_natural)
+
+
+def _left_out(error: OSError) -> None:
+    """Say so when a folder within a folder may not be entered: its pictures would be missed silently."""
+    _log.warning("%s: cannot be searched for pictures, left out: %s", error.filename, error.strerror)
 
 
 def _natural(path: Path) -> list[str | int]:
@@ -177,17 +211,18 @@ def _similar(path: Path) -> str:
     return did_you_mean(path.name, neighbours, cutoff=0.75)
 
 
-def _rewound(file: Any) -> io.BytesIO:
+def _rewound(file: Any, limits: PictureLimits) -> io.BytesIO:
     """Read an open file from its beginning: whoever has just written it stands at its end."""
     name = _name_of(file, "file object")
     try:
         if not hasattr(file, "seekable") or file.seekable():
             file.seek(0)
-        content = file.read()
+        content = file.read(limits.max_bytes + 1) if limits.max_bytes else file.read()
     except Exception as error:  # any object with a `read` comes here
         raise PictureError(f"{name}: cannot be read: {_told(error)}.") from error
     if not isinstance(content, bytes):
         raise PictureError(f"{name}: gives {type(content).__name__}, expected bytes. Open it in mode 'rb'.")
+    limits.check_bytes(len(content), name, "at least ")
     return io.BytesIO(content)
 
 
@@ -196,28 +231,30 @@ def _name_of(thing: Any, otherwise: str) -> str:
     return os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else otherwise
 
 
-def _open_file(file: io.BufferedReader | io.BytesIO, name: str, limit: int | None) -> OpenedPicture:
+def _open_file(file: io.BufferedReader | io.BytesIO, name: str, door: _Door) -> OpenedPicture:
     head = file.read(4096)
     if not head:
         raise PictureError(f"{name}: the file is empty (0 bytes). Copy or download it again.")
+    check_icon(file, name, door.limits)
     file.seek(0)
     Image.init()  # otherwise only five formats are known
     formats = [known for known in _FORMATS if known in Image.OPEN]
-    with _decoding(name, limit):
+    watched: Any = WatchedFile(file, name, door.limits)
+    with decoding(name, door.limits.max_pixels):
         try:
-            image = Image.open(file, formats=formats)
+            image = Image.open(watched, formats=formats)
         except Image.UnidentifiedImageError as error:
             raise PictureError(f"{name}: not a picture that can be read{_looks_like(head)}.") from error
-        return _finish(image, name, limit)
+        return _finish(image, name, door)
 
 
-def _open_image(image: Image.Image, limit: int | None) -> OpenedPicture:
+def _open_image(image: Image.Image, door: _Door) -> OpenedPicture:
     name = _name_of(image, "PIL picture")
-    with _decoding(name, limit):
-        return _finish(image, name, limit)
+    with decoding(name, door.limits.max_pixels):
+        return _finish(image, name, door)
 
 
-def _open_array(source: Any, limit: int | None) -> OpenedPicture:
+def _open_array(source: Any, door: _Door) -> OpenedPicture:
     is_tensor = hasattr(source, "detach")
     name = "tensor" if is_tensor else "array"
     if is_tensor:
@@ -227,15 +264,17 @@ def _open_array(source: Any, limit: int | None) -> OpenedPicture:
     array = np.asarray(source)
     if array.ndim >= 2:
         sides = sorted(array.shape)[-2:]
-        _check_size(sides[1], sides[0], name, limit)
+        door.pass_through(sides[1], sides[0], name)
     return OpenedPicture(array_to_rgb(array, name, is_tensor=is_tensor), name)
 
 
-def _finish(image: Image.Image, name: str, limit: int | None) -> OpenedPicture:
+def _finish(image: Image.Image, name: str, door: _Door) -> OpenedPicture:
     """Decode, turn upright and convert."""
-    _check_size(*image.size, name, limit)
+    door.pass_through(*image.size, name)
+    notes: list[str] = []
+    if isinstance(image, PngImageFile):
+        _forgive_a_missing_end(image, notes)
     image.load()
-    notes = []
     try:
         # After loading: TIFF, AVIF and HEIF are turned by their decoders, which then remove the tag.
         orientation = image.getexif().get(0x0112)
@@ -254,14 +293,17 @@ def _finish(image: Image.Image, name: str, limit: int | None) -> OpenedPicture:
     return OpenedPicture(rgb, name, tuple(notes))
 
 
-def _check_size(width: int, height: int, name: str, limit: int | None) -> None:
-    if width < 1 or height < 1:
-        raise PictureError(f"{name}: {width}x{height}: there is not one pixel in it.")
-    if limit is not None and width * height > limit:
-        raise PictureError(
-            f"{name}: {width}x{height} is {width * height:,} pixels, more than max_pixels={limit:,}. "
-            "Make the picture smaller, or raise the limit if you trust it."
-        )
+def _forgive_a_missing_end(image: Any, notes: list[str]) -> None:
+    """Keep a PNG whose pixels are all there, and which ends in the middle of what follows them."""
+    read_end = image.load_end
+
+    def load_end() -> None:
+        try:
+            read_end()
+        except OSError:
+            notes.append("its end is missing, after the last pixel")
+
+    image.load_end = load_end
 
 
 def _looks_like(head: bytes) -> str:
@@ -287,9 +329,9 @@ def _told(error: BaseException) -> str:
 
 
 @contextmanager
-def _decoding(name: str, limit: int | None) -> Iterator[None]:
+def decoding(name: str, limit: int | None) -> Iterator[None]:
     """Turn whatever a decoder raises into a PictureError, and let no warning out."""
-    lift = limit is None or limit > MAX_PIXELS
+    lift = not limit or limit > MAX_PIXELS
     try:
         with _quiet, _unlimited if lift else nullcontext():
             yield
