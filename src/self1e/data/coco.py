@@ -9,15 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as rle_codec
 
+from self1e.data.polygons import decode_segmentation
 from self1e.data.sample import Sample, Target
 from self1e.errors import DatasetError
-from self1e.structures import decode_rle
 
 REDISTRIBUTABLE = frozenset({4, 5, 7})
 """Licence ids whose photographs may train weights that are given away: CC BY, CC BY-SA, no known restrictions."""
@@ -46,28 +44,18 @@ class CocoCategories(Sequence[Sample]):
 
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]  # no slices
         entry = self.images[index]
+        source = f"coco/{self.split}/{Path(entry['file_name']).stem}"
         image = Image.open(self.root / self.split / entry["file_name"]).convert("RGB")
         masks: dict[str, np.ndarray] = {}
         for annotation in self.annotations[entry["id"]]:
             name = self.categories[annotation["category_id"]]
-            mask = _decode(annotation["segmentation"], entry["height"], entry["width"])
+            mask = decode_segmentation(annotation["segmentation"], (entry["width"], entry["height"]), source)
             masks[name] = masks[name] | mask if name in masks else mask
         targets = tuple(Target(text=f"the {name}", mask=mask, tag="category") for name, mask in sorted(masks.items()))
         absent = tuple(f"the {name}" for name in self.categories.values() if name not in masks)
         return Sample(
             image=image,
             targets=targets,
-            source=f"coco/{self.split}/{Path(entry['file_name']).stem}",
+            source=source,
             extra={"absent": absent},
         )
-
-
-def _decode(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """Decode polygons or RLE of any kind to one bool mask: the union, as METHOD 7.1 asks."""
-    codec: Any = rle_codec  # its stubs know less than it accepts
-    if isinstance(segmentation, list):
-        return decode_rle(codec.merge(codec.frPyObjects(segmentation, height, width)))
-    if isinstance(segmentation["counts"], list):
-        return decode_rle(codec.frPyObjects(segmentation, height, width))
-    counts = segmentation["counts"]
-    return decode_rle({**segmentation, "counts": counts.encode() if isinstance(counts, str) else counts})

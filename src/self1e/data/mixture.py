@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from self1e.data.sample import Sample, Target
+from self1e.data.sample import Question, Sample, Target
 from self1e.errors import SettingError
 from self1e.processing import prompts
 
@@ -27,6 +27,13 @@ class Row:
     answer: str
     mask: np.ndarray | None
     """Bool ``(H, W)`` at the item's picture size."""
+    before: tuple[tuple[str, str], ...] = ()
+    """Earlier turns of the conversation, questions with answers; then the first of them holds the picture."""
+
+    @property
+    def turns(self) -> tuple[tuple[str, str], ...]:
+        """Every question with its answer, in order; the first question begins with ``<image>``."""
+        return (*self.before, (self.question, self.answer))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +59,8 @@ class Part:
     """Chance per expression that it is among the queries when the picture has it."""
     bare: float = 0.0
     """Chance that a phrase loses its leading "the"."""
+    lower: bool = False
+    """Lower-case phrases, as published (METHOD 7.1); sentences stay as they are."""
 
 
 class Mixture(Dataset[Item]):
@@ -94,18 +103,23 @@ class Mixture(Dataset[Item]):
 
     def __getitem__(self, index: int) -> Item:
         rng = np.random.default_rng((self.seed, index))
+        part, position = self._draw(index, rng)
+        return self._item(part, position, rng)
+
+    def _draw(self, index: int, rng: np.random.Generator) -> tuple[Part, int]:
+        """Choose a part and a sample of it: here at random, by weight."""
         name = list(self.parts)[int(rng.choice(len(self._shares), p=self._shares))]
         part = self.parts[name]
         # Two different items may show one picture of a small set: with other queries, cut otherwise.
-        sample = part.samples[int(rng.integers(len(part.samples)))]
+        return part, int(rng.integers(len(part.samples)))
+
+    def _item(self, part: Part, position: int, rng: np.random.Generator) -> Item:
+        sample = part.samples[position]
         if part.augment is not None:
             sample = part.augment(sample, rng)
         rows = [self._query_row(target, part, sample, rng) for target in self._choose(sample, part, rng)]
         for chosen in rng.permutation(len(sample.questions))[: self.questions]:
-            question = sample.questions[int(chosen)]
-            rows.append(
-                Row(question=f"{prompts.IMAGE_PLACEHOLDER}\n{question.text}", answer=question.answer, mask=None)
-            )
+            rows.append(_question_row(sample.questions[int(chosen)]))
         return Item(image=sample.image, rows=tuple(rows), source=sample.source)
 
     def _choose(self, sample: Sample, part: Part, rng: np.random.Generator) -> list[Target]:
@@ -119,6 +133,10 @@ class Mixture(Dataset[Item]):
             text = str(absent[int(rng.integers(len(absent)))])
             target = Target(text=text, mask=np.zeros_like(target.mask), tag="absent")
         text = target.text
+        if target.aliases:
+            text = (text, *target.aliases)[int(rng.integers(1 + len(target.aliases)))]
+        if part.lower and target.kind == "phrase":
+            text = text.lower()
         if part.bare and rng.random() < part.bare and target.kind == "phrase":
             text = text.removeprefix("the ")
         if rng.random() < self.validation_prompt:
@@ -127,6 +145,13 @@ class Mixture(Dataset[Item]):
             templates = prompts.TRAINING_QUESTIONS[target.kind]
             question = templates[int(rng.integers(len(templates)))].format(text=text)
         return Row(question=question, answer=self.answers[int(rng.integers(len(self.answers)))], mask=target.mask)
+
+
+def _question_row(question: Question) -> Row:
+    first, *later = [text for text, _ in question.before] + [question.text]
+    asked = [f"{prompts.IMAGE_PLACEHOLDER}\n{first}", *later]
+    before = tuple(zip(asked, (answer for _, answer in question.before), strict=False))
+    return Row(question=asked[-1], answer=question.answer, mask=None, before=before)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +195,10 @@ class PhotoAugment:
                 if not mask.any():
                     absent.append(target.text)
                 continue
-            targets.append(replace(target, mask=mask[:, ::-1] if mirrored else mask))
+            ignore = None if target.ignore is None else target.ignore[box[1] : box[3], box[0] : box[2]]
+            if mirrored:
+                mask, ignore = mask[:, ::-1], None if ignore is None else ignore[:, ::-1]
+            targets.append(replace(target, mask=mask, ignore=ignore))
         image = Image.fromarray(pixels[:, ::-1] if mirrored else pixels)
         # Questions go: a cut or a mirror image may have another answer.
         extra = {**sample.extra, "absent": tuple(absent)}

@@ -22,6 +22,10 @@ class Target:
     """A noun phrase ("the red cup") or a whole sentence ("What could I drink from?")."""
     tag: str = ""
     """What the expression exercises ("attribute", "relation", "absent", ...): evaluation groups by it."""
+    aliases: tuple[str, ...] = ()
+    """Other words for the same, of which training draws one ("dog ear", "the ear of the dog")."""
+    ignore: np.ndarray | None = None
+    """Bool ``(H, W)``: pixels that evaluation leaves out; training takes them as background."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +35,8 @@ class Question:
     text: str
     answer: str
     tag: str = ""
+    before: tuple[tuple[str, str], ...] = ()
+    """Earlier turns of the same conversation, questions with answers: part of the sequence, and of what is learnt."""
 
 
 @dataclass(frozen=True, kw_only=True)
