@@ -6,6 +6,7 @@ faithfully. Together they reproduce every row of the paper's ablations (Tables 5
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from transformers import AutoConfig, InternVLConfig
@@ -92,11 +93,16 @@ class Self1EConfig(InternVLConfig):
     def get_config_dict(
         cls, pretrained_model_name_or_path: Any, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Read a configuration of any origin (ours, InternVLChat, ``-hf``) as one of ours."""
-        from self1e.model.checkpoints import normalise_config
+        """Read a configuration of any origin (published, InternVLChat, ``-hf``, ours) as one of ours.
 
+        Of a local folder the headers of the weights and the tokenizer are read as well: they say what a foreign
+        ``config.json`` leaves open (`self1e.model.checkpoints.configs.read_config`).
+        """
+        from self1e.model.checkpoints import normalise_config, read_config
+
+        folder = Path(str(pretrained_model_name_or_path)) / (kwargs.get("subfolder") or "")
         found, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        return normalise_config(found), unused
+        return read_config(found, folder) if folder.is_dir() else normalise_config(found), unused
 
     @property
     def compression(self) -> int:

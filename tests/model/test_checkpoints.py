@@ -170,15 +170,39 @@ def test_internlm2_rows_are_grouped_by_key_and_value_head(tiny):
 # --------------------------------------------------------------------------- base models and -hf
 
 
-def test_a_base_model_starts_a_new_mask_head_only_when_asked(model, tmp_path):
-    tensors = {n: t for n, t in reference_state_dict(model).items() if not n.startswith("combine_decode_proj")}
+def without_mask_head(tensors):
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith("combine_decode_proj")}
+
+
+def test_a_base_model_starts_a_new_mask_head(model, tmp_path, caplog):
+    tensors = without_mask_head(reference_state_dict(model))
     folder = save(tmp_path, chat_config(model.config, architecture="InternVLChatModel"), tensors)
-    with pytest.raises(CheckpointError, match="pass new_mask_head=True"):
-        load(folder)
-    found = load(folder, new_mask_head=True)
+    found, info = load(folder, output_loading_info=True)
+    assert len(info["missing_keys"]) == 12
+    assert all(name.startswith("mask_head.") for name in info["missing_keys"])
+    assert "its masks mean nothing before training" in caplog.text
     assert found.config.seg_token_id is None
     assert all(parameter.isfinite().all() for parameter in found.mask_head.parameters())
     assert found.mask_head.expand_vision.linear_2.weight.std().item() == pytest.approx(0.02, rel=0.2)
+    with pytest.raises(CheckpointError, match="pass new_mask_head=True"):
+        load(folder, new_mask_head=False)
+
+
+def test_a_published_checkpoint_starts_a_new_mask_head_only_when_asked(tiny, tmp_path):
+    model = tiny.tiny_model()
+    folder = save(tmp_path, chat_config(model.config), without_mask_head(reference_state_dict(model)))
+    with pytest.raises(CheckpointError, match="pass new_mask_head=True"):
+        load(folder)
+    assert load(folder, new_mask_head=True).config.seg_token_id == model.config.seg_token_id
+
+
+def test_half_a_mask_head_is_no_base_model(tiny, tmp_path):
+    model = tiny.tiny_model()
+    tensors = reference_state_dict(model)
+    del tensors["combine_decode_proj.0.weight"]
+    folder = save(tmp_path, chat_config(model.config, architecture="InternVLChatModel"), tensors)
+    with pytest.raises(CheckpointError, match=r"missing: mask_head\.final_mlp\.linear_1\.weight"):
+        load(folder, new_mask_head=True)
 
 
 def test_both_hf_layouts_are_read(model, tmp_path):

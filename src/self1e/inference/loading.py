@@ -13,6 +13,8 @@ import torch
 from safetensors import SafetensorError
 
 from self1e.errors import CheckpointError, Self1EError, SettingError
+from self1e.model.checkpoints.strict import refuse_pickles
+from self1e.processing.tokenizers import TOKENIZER_FILES
 
 NANO = Path(__file__).parent.parent / "assets" / "nano"
 """The model inside the package."""
@@ -26,14 +28,14 @@ _DTYPES = {
     "fp16": torch.float16,
 }
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
-def find_model(name: Any) -> tuple[str, str]:
+def find_model(name: Any, *, needs_tokenizer: bool = True) -> tuple[str, str]:
     """Find a model by its name.
 
     Args:
         name: ``"nano"``, a folder, or a name on the hub.
+        needs_tokenizer: Off, a folder may be without one, as released weights are.
 
     Returns:
         What to call it, and what ``from_pretrained`` takes.
@@ -48,9 +50,10 @@ def find_model(name: Any) -> tuple[str, str]:
         return "nano", str(NANO)
     folder = Path(given).expanduser()
     if folder.is_dir():
-        _check_folder(folder)
+        _check_folder(folder, needs_tokenizer)
         return given, str(folder)
     if folder.exists():
+        refuse_pickles(folder)
         raise CheckpointError(f"{given}: is a file; expected the folder that holds config.json and the weights.")
     looks_like_a_path = given.startswith((".", "~", "/")) or "\\" in given or given.endswith("/")
     if looks_like_a_path or not _HUB_NAME.fullmatch(given):
@@ -58,7 +61,7 @@ def find_model(name: Any) -> tuple[str, str]:
     return given, given
 
 
-def _check_folder(folder: Path) -> None:
+def _check_folder(folder: Path, needs_tokenizer: bool) -> None:
     try:
         names = sorted(path.name for path in folder.iterdir())
     except OSError as error:
@@ -66,10 +69,11 @@ def _check_folder(folder: Path) -> None:
     if "config.json" not in names:
         shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
         raise CheckpointError(f"{folder}: holds no config.json (found: {shown or 'nothing'}); expected a saved model.")
-    if not set(names) & set(_TOKENIZER_FILES):
+    if needs_tokenizer and not set(names) & set(TOKENIZER_FILES):
         raise CheckpointError(
-            f"{folder}: holds no tokenizer ({', '.join(_TOKENIZER_FILES)}). Released SELF1E weights come without: "
-            "Self1EProcessor.from_base(FOLDER OF THE BASE MODEL).save_pretrained(THIS FOLDER) adds it."
+            f"{folder}: holds no tokenizer ({', '.join(TOKENIZER_FILES)}). Released SELF1E weights come without: "
+            "Self1EProcessor.from_base(FOLDER OF THE BASE MODEL).save_pretrained(THIS FOLDER) adds it, and "
+            "`self1e convert SRC DST --tokenizer FOLDER_OF_THE_BASE_MODEL` makes a complete copy."
         )
 
 

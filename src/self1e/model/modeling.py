@@ -7,7 +7,7 @@ over a complete sequence with [SEG] uses dual perception and yields mask logits.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,9 +16,9 @@ from transformers import InternVLForConditionalGeneration
 from transformers.utils.generic import ModelOutput
 
 from self1e.configuration import Self1EConfig
-from self1e.errors import CheckpointError, PromptError, SettingError
+from self1e.errors import PromptError, SettingError
 from self1e.model.attention import language_attention_mask
-from self1e.model.checkpoints import check_loaded, reference_state_dict, refuse_pickles
+from self1e.model.checkpoints import reference_state_dict
 from self1e.model.losses import LossWeights, mask_losses, text_loss
 from self1e.model.mask_head import MaskHead, MaskHeadOutput, replicate, scan, stitch_tiles
 
@@ -30,7 +30,8 @@ class VisionFeatures:
     coarse: Tensor
     """F_V1, what the LLM receives: ``(T, tokens, D)``, tiles of all pictures in order."""
     fine: Tensor | None
-    """F_V1^HQ, uncompressed patches through the same projector: ``(T, patches, D)``; None without fine features."""
+    """F_V1^HQ, uncompressed patches through the same projector: ``(T, patches, D)``; None without fine features, or if
+    they are made of ``patches`` when a mask needs them (folded weights never do)."""
     patches: Tensor
     """F_V0, the encoder's last block without class token: ``(T, patches, C)``."""
     tile_grids: list[tuple[int, int]]
@@ -232,31 +233,24 @@ class Self1EForConditionalGeneration(InternVLForConditionalGeneration):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Load a checkpoint of any origin (`self1e.model.checkpoints`), strictly.
 
+        A base model (InternVLChat, ``-hf``) gets a new mask head, and where its folder holds a tokenizer, a row of the
+        vocabulary for ``[SEG]``. LoRA that is still attached is merged in float32; `self1e convert --merge` does the
+        same with less memory.
+
         Args:
-            new_mask_head: True to start from a base model: its missing mask head is newly initialised.
+            pretrained_model_name_or_path: A folder, or a name on the hub.
+            args: As for every model of transformers.
+            kwargs: As for every model of transformers, fields of `Self1EConfig`, and:
+                ``new_mask_head``: whether the mask head may be missing, as a whole, and is then newly initialised;
+                left out, this holds for base models only. ``lora_alpha``: alpha of attached LoRA, if it is not 2 r
+                and the folder does not say.
 
         Raises:
             CheckpointError: Tensors are missing, unexpected or misshapen (all are listed), or pickled.
         """
-        new_mask_head = kwargs.pop("new_mask_head", False)
-        with_info = kwargs.pop("output_loading_info", False)
-        if not kwargs.pop("use_safetensors", True):
-            raise CheckpointError("use_safetensors=False would unpickle weights; leave it out and use *.safetensors.")
-        if pretrained_model_name_or_path is not None:
-            refuse_pickles(pretrained_model_name_or_path, kwargs.get("subfolder", ""))
-        tolerant = kwargs.pop("ignore_mismatched_sizes", False)
-        loaded: Any = super().from_pretrained(
-            pretrained_model_name_or_path,
-            *args,
-            **kwargs,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # so that they are reported together with everything else
-            output_loading_info=True,
-        )
-        model, info = loaded
-        strict = {**info, "mismatched_keys": ()} if tolerant else info
-        check_loaded(strict, pretrained_model_name_or_path, new_mask_head=new_mask_head)
-        return (model, info) if with_info else model
+        from self1e.model.checkpoints.loading import load_checkpoint
+
+        return load_checkpoint(cls, super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
 
     def save_pretrained(  # type: ignore[override]
         self, save_directory: Any, *, save_original_format: bool = False, **kwargs: Any
@@ -319,6 +313,8 @@ class Self1EForConditionalGeneration(InternVLForConditionalGeneration):
         with_auxiliary: bool,
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...] | None]:
         """Run the mask head once per tile grid; return logits per row."""
+        if vision.fine is None:
+            vision = replace(vision, fine=self.fine_features(vision.patches))
         is_read = torch.zeros_like(is_seg)
         if self.config.seg_readout == "before":
             is_read[:, :-1] = is_seg[:, 1:]  # a [SEG] at position 0 has no predecessor and yields no mask

@@ -16,7 +16,7 @@ from transformers import AddedToken, AutoTokenizer, PreTrainedConfig, PreTrained
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from self1e.errors import CheckpointError, MissingDependencyError
-from self1e.processing.prompts import SEG_TOKEN, SEGT_TOKEN
+from self1e.processing.prompts import IMAGE_TOKEN, SEG_TOKEN, SEGT_TOKEN
 
 _SPACE = "\u2581"  # sentencepiece's visible space
 
@@ -176,6 +176,60 @@ def added_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """Return the tokens that a tokenizer splits off before anything else, special or not, with their ids."""
     getter: Any = tokenizer.get_added_vocab  # of both backends, but not of their common base
     return dict(getter())
+
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+def has_tokenizer(folder: str | Path) -> bool:
+    """Whether a local folder holds a tokenizer."""
+    return any((Path(folder) / name).is_file() for name in TOKENIZER_FILES)
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Return what a configuration must know of a tokenizer: ``image_token_id``, ``seg_token_id``.
+
+    Raises:
+        CheckpointError: One of the two tokens is not there.
+    """
+    known = added_tokens(tokenizer)
+    missing = [name for name in (IMAGE_TOKEN, SEG_TOKEN) if name not in known]
+    if missing:
+        raise CheckpointError(
+            f"The tokenizer has no token {', '.join(missing)}; expected an InternVL tokenizer with SELF1E's tokens. "
+            "Take the tokenizer of the base model that the weights come from."
+        )
+    return {"image_token_id": known[IMAGE_TOKEN], "seg_token_id": known[SEG_TOKEN]}
+
+
+def add_what_weights_have(
+    tokenizer: PreTrainedTokenizerBase, rows: int | None, *, is_base: bool, source: object = "the checkpoint"
+) -> None:
+    """Append ``[SEG]``, and ``[SEGT]`` where the weights have a row for it (METHOD 1.3).
+
+    Args:
+        tokenizer: Of a base model; one that has ``[SEG]`` already stays as it is.
+        rows: Rows of the weights' vocabulary.
+        is_base: The weights have none of the two: they will get a row for ``[SEG]``.
+        source: For the message.
+
+    Raises:
+        CheckpointError: The weights and the tokenizer are not of one model.
+    """
+    if SEG_TOKEN not in added_tokens(tokenizer):
+        room = 1 if is_base or rows is None else rows - len(tokenizer)
+        if room not in (1, 2):
+            raise CheckpointError(
+                f"{source}: the weights have {rows} rows of vocabulary, the tokenizer {len(tokenizer)} tokens; "
+                f"expected {len(tokenizer) + 2} rows (with [SEG] and [SEGT]) or {len(tokenizer) + 1} (with [SEG]). "
+                "Take the tokenizer of the base model that the weights come from."
+            )
+        add_segmentation_tokens(tokenizer, (SEG_TOKEN, SEGT_TOKEN)[:room])
+    elif not is_base and rows is not None and len(tokenizer) > rows:
+        raise CheckpointError(
+            f"{source}: the tokenizer has {len(tokenizer)} tokens, the weights only {rows} rows of vocabulary. "
+            "Take the tokenizer that belongs to the weights."
+        )
 
 
 def add_segmentation_tokens(
