@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from self1e.cli.data import data
 from self1e.cli.demo import demo
 from self1e.cli.doctor import doctor
 from self1e.cli.info import info
@@ -76,6 +77,7 @@ def version() -> None:
 
 for command in (segment, demo, train, info, doctor, version):
     app.command()(command)
+app.add_typer(data, name="data")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -61,42 +61,39 @@ def find_pairs(fingerprints: Sequence[Fingerprint]) -> Iterator[tuple[int, int, 
     """Find pictures that are one.
 
     Yields:
-        Two indices ``i < j``, in order, and whether the files are equal; a picture that equals several before it
-        is paired with the first of them.
+        Two indices ``i < j``, ordered by ``j``, and whether the files are equal. A picture that equals several
+        before it is paired with the first of them.
     """
     firsts: dict[str, int] = {}
-    different = []
-    pairs: list[tuple[int, int, bool]] = []
+    different = [j for j, one in enumerate(fingerprints) if firsts.setdefault(one.digest, j) == j]
+    similar = _first_similar([fingerprints[j] for j in different])
+    similar_to = {different[j]: different[i] for j, i in similar.items()}
     for j, one in enumerate(fingerprints):
-        if one.digest in firsts:
-            pairs.append((firsts[one.digest], j, True))
-        else:
-            firsts[one.digest] = j
-            different.append(j)
-    best: dict[int, int] = {}
-    for i, j in _similar([fingerprints[k] for k in different]):
-        first, second = different[i], different[j]
-        best[second] = min(first, best.get(second, first))
-    pairs += [(i, j, False) for j, i in best.items()]
-    yield from sorted(pairs, key=lambda pair: (pair[1], pair[0]))
+        if firsts[one.digest] != j:
+            yield firsts[one.digest], j, True
+        elif j in similar_to:
+            yield similar_to[j], j, False
 
 
-def _similar(fingerprints: Sequence[Fingerprint]) -> Iterator[tuple[int, int]]:
-    """Yield the pairs within both thresholds; only those that share a band of bits are compared."""
+def _first_similar(fingerprints: Sequence[Fingerprint]) -> dict[int, int]:
+    """Return, by its number, the first picture before it within both thresholds.
+
+    Only pictures that share a band of bits are compared.
+    """
     if len(fingerprints) < 2:
-        return
+        return {}
     words = np.array([one.bits for one in fingerprints], dtype=np.uint64)
     hashes = words.astype(">u8").view(np.uint8).reshape(-1, _BANDS)
     thumbnails = np.frombuffer(b"".join(one.thumbnail for one in fingerprints), dtype=np.uint8)
     thumbnails = thumbnails.reshape(len(fingerprints), -1).astype(np.int16)
     set_bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1)  # (256,)
-    seen: set[tuple[int, int]] = set()
+    firsts = np.arange(len(fingerprints))
     for band in range(_BANDS):
-        order = np.argsort(hashes[:, band], kind="stable")
+        order = np.argsort(hashes[:, band], kind="stable")  # within a bucket by number
         for bucket in np.split(order, np.flatnonzero(np.diff(hashes[order, band])) + 1):
             for place, i in enumerate(bucket[:-1].tolist()):
                 others = bucket[place + 1 :]
                 others = others[set_bits[hashes[others] ^ hashes[i]].sum(axis=1) <= THRESHOLD]
-                near = np.abs(thumbnails[others] - thumbnails[i]).mean(axis=1) <= COLOUR_THRESHOLD
-                seen.update((i, j) for j in others[near].tolist())
-    yield from sorted(seen)
+                others = others[np.abs(thumbnails[others] - thumbnails[i]).mean(axis=1) <= COLOUR_THRESHOLD]
+                firsts[others] = np.minimum(firsts[others], i)
+    return {j: int(i) for j, i in enumerate(firsts) if i < j}
