@@ -1,0 +1,172 @@
+"""Opening the files of a data set, with errors that say which file, what was found and what to do."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from self1e.data.sample import Sample
+from self1e.errors import DatasetError
+
+_COCO_FOLDERS = (
+    "coco/train2017",
+    "coco/train2014",
+    "coco/val2017",
+    "coco/val2014",
+    "refer_seg/images/mscoco/images/train2014",
+    "refer_seg/images/mscoco/images/train2017",
+    "refer_seg/images/mscoco/images/val2014",
+)
+
+
+def read_rgb(path: Path, source: str, size_wh: tuple[int, int] | None = None) -> Image.Image:
+    """Read a picture as published: its pixels as stored, alpha dropped, EXIF not heeded (METHOD section 2).
+
+    Args:
+        path: Of the picture.
+        source: What an error names.
+        size_wh: What its annotations say; None to take any.
+
+    Raises:
+        DatasetError: It is missing, cannot be read, or has another size.
+    """
+    try:
+        with Image.open(path) as opened:
+            image = opened.convert("RGB")
+    except FileNotFoundError as error:
+        raise DatasetError(f"{source}: no picture {path}; put it there, or take its annotation out.") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DatasetError(f"{source}: {path} is no picture that can be read ({error}); download it anew.") from error
+    if size_wh is not None and image.size != size_wh:
+        raise DatasetError(
+            f"{source}: {path} is {image.width}x{image.height} but its annotations say {size_wh[0]}x{size_wh[1]}; "
+            "masks would lie elsewhere. Use the pictures that the annotations were made for, unscaled."
+        )
+    return image
+
+
+def read_label_map(path: Path, source: str, size_wh: tuple[int, int]) -> np.ndarray:
+    """Read a picture whose pixels are class numbers, uint8 or wider ``(H, W)``.
+
+    Raises:
+        DatasetError: It is missing, has colours instead of numbers, or another size than the picture.
+    """
+    try:
+        with Image.open(path) as opened:
+            mode, labels = opened.mode, np.asarray(opened)
+    except FileNotFoundError as error:
+        raise DatasetError(f"{source}: no class map {path}; it belongs to a picture of the same name.") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DatasetError(f"{source}: {path} cannot be read ({error}); download it anew.") from error
+    if labels.ndim != 2:
+        raise DatasetError(
+            f"{source}: {path} has mode {mode}, expected one class number per pixel (mode L or P); this is the "
+            "coloured form of the data set, download the one with numbers."
+        )
+    if labels.shape != size_wh[::-1]:
+        height, width = labels.shape
+        raise DatasetError(
+            f"{source}: the class map is {width}x{height} but the picture {size_wh[0]}x{size_wh[1]}; they must be "
+            "the same size."
+        )
+    return labels
+
+
+def read_json(path: Path, expected: str, *, encodings: Sequence[str] = ("utf-8",)) -> Any:
+    """Read a JSON file.
+
+    Args:
+        path: Of the file.
+        expected: What it should hold, in words; an error says it.
+        encodings: Tried in turn.
+
+    Raises:
+        DatasetError: It is missing, or is no JSON.
+    """
+    try:
+        return json.loads(_decode(path.read_bytes(), encodings))
+    except FileNotFoundError as error:
+        raise DatasetError(f"No file {path}; expected {expected}.") from error
+    except ValueError as error:  # also of the encoding
+        raise DatasetError(f"{path} is no JSON ({error}); expected {expected}. Download it anew.") from error
+
+
+def _decode(raw: bytes, encodings: Sequence[str]) -> str:
+    for encoding in encodings[:-1]:
+        try:
+            return raw.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+    return raw.decode(encodings[-1])
+
+
+class CocoPictures:
+    """Find pictures of COCO wherever they are: its 2014 and 2017 editions hold the same ones under other names.
+
+    ``000000000009.jpg`` of train2017 is ``COCO_train2014_000000000009.jpg`` of train2014; what is in train2017 and
+    not in train2014 is in val2014. Ids are unique over all editions.
+    """
+
+    def __init__(self, root: str | Path, *folders: str | Path) -> None:
+        """Look in ``folders`` first, then in the usual places under ``root``, the data sets' folder."""
+        self.root = Path(root)
+        places = [*map(Path, folders), *(self.root / folder for folder in _COCO_FOLDERS)]
+        places += [self.root.parent / "data" / folder for folder in _COCO_FOLDERS[:4]]
+        # Asked once: a missing folder costs no look-up per picture.
+        self.folders = [place for place in dict.fromkeys(places) if place.is_dir()]
+
+    def find(self, file_name: str, source: str) -> Path:
+        """Find a picture by the name that annotations give it.
+
+        Raises:
+            DatasetError: It is in none of the folders.
+        """
+        names = coco_names(file_name)
+        for folder in self.folders:
+            for name in names:
+                if (path := folder / name).is_file():
+                    return path
+        places = ", ".join(str(folder) for folder in self.folders) or f"{self.root / _COCO_FOLDERS[0]} or the like"
+        raise DatasetError(f"{source}: no picture {' or '.join(names)} in {places}; download COCO's train2014 or 2017.")
+
+
+@lru_cache(maxsize=4096)
+def coco_names(file_name: str) -> tuple[str, ...]:
+    """List every name that a COCO picture goes by, its own first.
+
+    References also name pictures with the annotation's number behind, as in ``COCO_train2014_000000581857_16.jpg``.
+    """
+    name = Path(file_name).name
+    found = re.fullmatch(r"(?:COCO_(?:train|val)2014_)?(\d{12})(?:_\d+)?\.jpg", name)
+    if found is None:
+        return (name,)
+    number = found[1]
+    names = (f"COCO_train2014_{number}.jpg", f"{number}.jpg", f"COCO_val2014_{number}.jpg")
+    return tuple(sorted(names, key=lambda known: known != name))
+
+
+class Chosen(Sequence[Sample]):
+    """At most so many samples of a data set: drawn once, by seed, and kept in the data set's order.
+
+    The published code draws anew in every process and run (METHOD section 8, item 11); this is the same everywhere.
+    """
+
+    def __init__(self, samples: Sequence[Sample], most: int, *, seed: int = 0) -> None:
+        self.samples = samples
+        count = len(samples)
+        self.indices = np.arange(count)
+        if count > most:
+            self.indices = np.sort(np.random.default_rng((seed, most, count)).permutation(count)[:most])
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]  # no slices
+        return self.samples[int(self.indices[index])]
