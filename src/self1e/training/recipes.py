@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from self1e.errors import SettingError
+from self1e.files import atomic_write
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +26,14 @@ class TrainRecipe:
     encoder_learning_rate: float = 1e-3
     encoder_matrix_learning_rate: float | None = None
     """Of Muon in the first stage; None uses AdamW alone."""
+    encoder_photographs: float = 0.35
+    """Share of photographs in the first stage, where there are any."""
     batch_size: int
     """Pictures per optimiser step; each brings its queries."""
     queries: int = 4
     """Mask queries per picture."""
-    photographs: float = 0.35
-    """Share of photographs among the pictures, where there are any."""
+    photographs: float = 0.25
+    """Share of photographs after the first stage, where there are any."""
     learning_rate: float = 1e-3
     matrix_learning_rate: float | None = None
     """Of Muon, which then trains the matrices of hidden layers; None uses AdamW alone."""
@@ -65,8 +68,9 @@ class TrainRecipe:
                 f"encoder_pictures={self.encoder_pictures} are {self.encoder_steps} steps; expected at least "
                 f"warmup_steps={self.warmup_steps}, or 0 pictures to leave the first stage out."
             )
-        if not 0 <= self.photographs <= 1:
-            raise SettingError(f"photographs={self.photographs} is a share: expected 0 to 1.")
+        for name in ("photographs", "encoder_photographs"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise SettingError(f"{name}={getattr(self, name)} is a share: expected 0 to 1.")
 
     @property
     def steps(self) -> int:
@@ -90,13 +94,13 @@ def nano() -> TrainRecipe:
     """
     return TrainRecipe(
         name="nano",
-        pictures=64_000,
+        pictures=88_000,
         batch_size=16,
         encoder_pictures=86_400,
         encoder_matrix_learning_rate=4e-3,
         learning_rate=1.5e-3,
-        matrix_learning_rate=4e-3,
-        decay_steps=500,
+        matrix_learning_rate=3e-3,
+        decay_steps=1000,
     )
 
 
@@ -144,7 +148,8 @@ def run(recipe: TrainRecipe, *, data: Path | None, out: Path, resume: bool = Fal
     model.set_attn_implementation(recipe.attention)
     out.mkdir(parents=True, exist_ok=True)
     _check_folder(recipe, out, resume)
-    (out / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2) + "\n")
+    # In one piece: another process of the same run may be reading it.
+    atomic_write(out / "recipe.json", (json.dumps(asdict(recipe), indent=2) + "\n").encode())
     photographs = recipe.photographs if data is not None else 0.0
     if recipe.encoder_pictures:
         _train_encoder(recipe, model, processor, data=data, out=out / "encoder", resume=resume, save_steps=save_steps)
@@ -205,7 +210,7 @@ def _train_encoder(
         processor,
         length=steps * recipe.encoder_batch_size,
         seed=recipe.seed,
-        photographs=recipe.photographs if data is not None else 0.0,
+        photographs=recipe.encoder_photographs if data is not None else 0.0,
     )
     classifier = SpotClassifier(
         model,
