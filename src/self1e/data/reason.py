@@ -4,9 +4,9 @@ On disk, as published (METHOD section 7.1)::
 
     <root>/reason_seg/ReasonSeg/<train | val | test>/<name>.jpg and <name>.json
         {"text": ["Which thing here can hold water?", ...], "is_sentence": true,
-         "shapes": [{"label": "target", "points": [[35.2, 26.0], ...]}, {"label": "ignore", ...}, {"label": "flag", ...}]}
+         "shapes": [{"label": "target", "points": [[35.2, 26.0], ...]}, {"label": "ignore", ...}, ...]}
     <root>/reason_seg/ReasonSeg/explanatory/train.json
-        [{"image": "<name>.jpg", "json": "<name>.json", "query": "What could ...?", "outputs": "In the image, ..."}, ...]
+        [{"image": "<name>.jpg", "query": "What could ...?", "outputs": "In the image, ...", ...}, ...]
 
 Quirks kept, so that numbers compare with published ones:
 
