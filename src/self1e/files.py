@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from self1e.errors import SettingError
 
 
 def atomic_write(path: Path, content: bytes) -> Path:
@@ -37,3 +42,51 @@ def atomic_write_all(files: Iterable[tuple[Path, bytes]]) -> list[Path]:
         for temporary, _ in written:
             temporary.unlink(missing_ok=True)
     return [path for _, path in written]
+
+
+def check_is_new(path: Path) -> None:
+    """Raise a SettingError if there is anything but an empty folder."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise SettingError(f"{path}: exists and is not an empty folder; choose another name, or remove it.")
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Fill a folder that appears under its name whole, or not at all.
+
+    Yields a temporary folder beside it (a rename across disks would be a copy). When the block ends, its files are
+    on the disk before it takes its name, so that not even a power cut leaves half of it. If the block fails, it is
+    removed; after a kill it stays, as ``.NAME.XXXXXXXX.partial``, and may be deleted.
+
+    Args:
+        path: Does not exist, or is an empty folder.
+
+    Raises:
+        SettingError: Something is there already.
+    """
+    check_is_new(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    temporary.mkdir()
+    try:
+        yield temporary
+        for found in [*temporary.rglob("*"), temporary]:
+            _sync(found)
+        if path.is_dir():  # empty, but Windows would not rename onto it
+            path.rmdir()
+        temporary.rename(path)
+        _sync(path.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _sync(path: Path) -> None:
+    """Bring a file or a folder's entries to the disk; Windows syncs no folders, and needs a file open for writing."""
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from self1e.cli.convert import convert
 from self1e.cli.data import data
 from self1e.cli.demo import demo
 from self1e.cli.doctor import doctor
@@ -75,7 +76,7 @@ def version() -> None:
     typer.echo(f"self1e {__version__}")
 
 
-for command in (segment, demo, train, info, doctor, version):
+for command in (segment, demo, train, info, convert, doctor, version):
     app.command()(command)
 app.add_typer(data, name="data")
 

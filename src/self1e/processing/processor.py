@@ -25,13 +25,20 @@ from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from self1e.errors import CheckpointError, PromptError, SettingError
 from self1e.processing import prompts
+from self1e.processing.foreign import find_foreign
 from self1e.processing.image import Self1EImageProcessor
 from self1e.processing.prompts import ChatTemplate, Kind
-from self1e.processing.tokenizers import add_segmentation_tokens, added_tokens, load_tokenizer
+from self1e.processing.tokenizers import (
+    add_segmentation_tokens,
+    add_what_weights_have,
+    added_tokens,
+    load_tokenizer,
+)
 
 IGNORED_LABEL = -100
 """Label of a token that is not supervised."""
 
+_OWN_SETTINGS = ("template", "system_message", "keep_bos", "chat_template")
 _HUB_SETTINGS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
@@ -111,8 +118,40 @@ class Self1EProcessor(ProcessorMixin):
         return cls(images, tokenizer, image_seq_length=image_seq_length, **kwargs)
 
     @classmethod
+    def for_weights(cls, folder: str | Path, tokenizer_from: str | Path, **kwargs: Any) -> Self1EProcessor:
+        """Make the processor of a foreign checkpoint.
+
+        Args:
+            folder: Holds its ``config.json`` and weights.
+            tokenizer_from: Folder or hub name of its tokenizer; the base model's will do.
+            kwargs: ``template``, ``system_message``, ``keep_bos``, ``chat_template``.
+
+        Raises:
+            CheckpointError: The tokenizer does not fit the weights' vocabulary.
+        """
+        from self1e.configuration import Self1EConfig
+        from self1e.model.checkpoints.configs import is_base
+
+        config: Any = Self1EConfig.from_pretrained(folder)
+        tokenizer = load_tokenizer(tokenizer_from)
+        add_what_weights_have(
+            tokenizer, config.text_config.vocab_size, is_base=is_base(folder), source=str(tokenizer_from)
+        )
+        images = Self1EImageProcessor(size={"height": config.tile_size, "width": config.tile_size}, max_tiles=1)
+        return cls(images, tokenizer, image_seq_length=config.image_seq_length, **kwargs)
+
+    @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Self1EProcessor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Load what ``save_pretrained`` wrote; settings of the constructor given here replace the saved ones."""
+        """Load what ``save_pretrained`` wrote; settings of the constructor given here replace the saved ones.
+
+        A foreign checkpoint (published, InternVLChat, ``-hf``) has no such processor: its tokenizer then gets the
+        tokens that its weights have, and the tiles their size from its configuration (:meth:`for_weights`).
+        """
+        hub = {name: kwargs[name] for name in _HUB_SETTINGS if kwargs.get(name)}
+        foreign = find_foreign(pretrained_model_name_or_path, **hub)
+        if foreign is not None:
+            settings = {name: kwargs[name] for name in _OWN_SETTINGS if name in kwargs}
+            return cls.for_weights(foreign, foreign, **settings)
         if {"template", "system_message"} & set(kwargs):
             kwargs.setdefault("chat_template", None)  # the saved one says what the saved template said
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)

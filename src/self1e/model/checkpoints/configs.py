@@ -93,6 +93,13 @@ def origin_of(found: Mapping[str, Any]) -> Origin:
     )
 
 
+def is_base(folder: str | Path) -> bool:
+    """Whether a local folder holds a base model: weights of InternVL without a mask head."""
+    found, _ = PreTrainedConfig.get_config_dict(str(folder))
+    origin = origin_of(found)
+    return origin == "hf" or (origin == "chat" and origin_of(_as_the_weights_are(found, Path(folder))) == "chat")
+
+
 def normalise_config(found: dict[str, Any]) -> dict[str, Any]:
     """Turn a configuration of any origin into one of ours.
 
@@ -223,7 +230,8 @@ def _from_hf(found: dict[str, Any]) -> dict[str, Any]:
     _expect(found, "vision_feature_layer", -1)
     _expect(found, "vision_feature_select_strategy", "default")
     config = {**found, "model_type": "self1e"}
-    config.pop("auto_map", None)
+    for name in ("auto_map", "lora_alpha"):  # the latter is of the weights, see adapters.read_scale
+        config.pop(name, None)
     text = config.get("text_config")
     if isinstance(text, Mapping):
         config["text_config"] = {**text, **_rope(text)} if _has_rope(text) else dict(text)

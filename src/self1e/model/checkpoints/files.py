@@ -108,8 +108,12 @@ class WeightFiles:
 
     def read(self, name: str) -> Tensor:
         """Read one tensor, on the CPU and as it is stored."""
-        with safe_open(self.tensors[name].file, framework="pt") as file:
-            return file.get_tensor(name)
+        file = self.tensors[name].file
+        try:
+            with safe_open(file, framework="pt") as opened:
+                return opened.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file}: {name} cannot be read ({error}); copy the file again.") from error
 
 
 def _read_header(file: Path) -> dict[str, Stored]:

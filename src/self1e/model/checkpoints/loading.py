@@ -18,7 +18,7 @@ from transformers import GenerationConfig, PreTrainedConfig
 
 from self1e.configuration import Self1EConfig
 from self1e.errors import CheckpointError
-from self1e.model.checkpoints.configs import origin_of
+from self1e.model.checkpoints.configs import is_base, origin_of
 from self1e.model.checkpoints.files import find_weights
 from self1e.model.checkpoints.names import EMBEDDINGS, OUTPUT
 from self1e.model.checkpoints.strict import HEAD, check_loaded, refuse_pickles
@@ -103,13 +103,17 @@ def _localise(path: Any, kwargs: dict[str, Any]) -> tuple[Any, bool]:
         Where to load from, and whether the mask head is expected to be new.
     """
     hub = {name: kwargs[name] for name in HUB_SETTINGS if kwargs.get(name) is not None}
-    found, _ = PreTrainedConfig.get_config_dict(path, **hub)
-    if not found:
-        return path, False
+    try:
+        found, _ = PreTrainedConfig.get_config_dict(path, **hub)
+    except OSError:
+        if kwargs.get("config") is None:
+            raise
+        return path, False  # weights alone, with a configuration from elsewhere
     origin = origin_of(found)
     if origin != "self1e" and not Path(str(path)).exists():
         path = download(path, **hub)
-    return path, origin in ("chat", "hf")
+    folder = Path(str(path)) / (kwargs.get("subfolder") or "")
+    return path, is_base(folder) if folder.is_dir() else origin in ("chat", "hf")
 
 
 def download(name: str, **hub: Any) -> str:
