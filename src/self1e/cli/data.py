@@ -141,6 +141,8 @@ def show(
 def _find(root: Path, format: str | None, pictures: Path | None, splits: Sequence[str] | None) -> Any:
     from self1e.data.own import recognise
 
+    if not root.exists():
+        raise SettingError(f"{root}: no such file or folder; name the annotations, or the folder that holds them.")
     found = recognise(root, format=format, pictures=_folder(pictures))
     for name in splits or []:
         if name not in found.splits:
@@ -189,3 +191,83 @@ def _list_problems(report: Any, every: bool) -> None:
             typer.echo(f"  {' '.join(str(problem).split())}")
         if not every and count > _SHOWN:
             typer.echo(f"  and {count - _SHOWN} more: --all lists them")
+
+
+@data.command()
+def prepare(
+    name: Annotated[str | None, typer.Argument(help="Which data set; left out, all are listed.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder of all data sets, in the published layout.")] = None,
+    downloads: Annotated[Path | None, typer.Option(help="Where the archives lie [default: ROOT].")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say where a public data set comes from; unpack and verify what you downloaded of it.
+
+    Nothing is downloaded. Exit status: 0 complete, 1 something is missing or differs, 2 not understood.
+    """
+    from self1e.data.prepare import find_source
+    from self1e.data.prepare import prepare as run
+    from self1e.data.sources import SOURCES
+
+    if name is None:
+        width = max(map(len, SOURCES)) + 2
+        for source in SOURCES.values():
+            typer.echo(f"{source.name.ljust(width)}{source.title}")
+        return
+    source = find_source(name)
+    if root is None:
+        _describe(source)
+        return
+    for folder, option in ((root, "--root"), (downloads, "--downloads")):
+        if folder is not None and not folder.is_dir():
+            raise SettingError(f"{option} {folder} is not a folder; make it first.")
+    results = run(name, root, downloads, progress=_members)
+    if as_json:
+        typer.echo(json.dumps([result.to_json() for result in results]))
+    else:
+        for result in results:
+            _tell(result, downloads or root)
+    if not all(result.is_complete for result in results):
+        raise typer.Exit(1)
+
+
+def _members(things: Iterable[Any], count: int | None) -> Iterable[Any]:
+    from tqdm import tqdm
+
+    return tqdm(things, total=count, unit="file", disable=None, leave=False)
+
+
+def _describe(source: Any) -> None:
+    typer.echo(f"{source.name}: {source.title}\n  page     {source.page}\n  licence  {source.licence}")
+    for archive in source.archives:
+        typer.echo(f"  archive  {archive.name} -> ROOT/{archive.into}/")
+    for expected in source.expected:
+        typer.echo(f"  expects  {_told(expected)}")
+    if source.needs:
+        typer.echo(f"  needs    {', '.join(source.needs)}")
+    if source.note:
+        typer.echo(f"  note     {source.note}")
+    typer.echo(f"Download from the page, then: self1e data prepare {source.name} --root DIR")
+
+
+def _told(expected: Any) -> str:
+    if expected.unit == "file":
+        return f"ROOT/{expected.path}"
+    count = "an unknown number of" if expected.count is None else f"{expected.count:,}"
+    what = f"{expected.suffix} files" if expected.unit == "files" else f"{expected.key or 'records'}"
+    return f"ROOT/{expected.path}: {count} {what}"
+
+
+def _tell(result: Any, downloads: Path) -> None:
+    source = result.source
+    typer.echo(f"{source.name}: {'complete' if result.is_complete else 'not complete'}")
+    for one in result.unpacked:
+        typer.echo(f"  unpacked  {one.archive}: {one.files:,} files, {one.new:,} of them now")
+    for one in result.checked:
+        found = "" if one.found is None else f", found {one.found:,}"
+        typer.echo(f"  {one.state:<10}{_told(one.expected)}{found}")
+    if not result.is_complete:
+        for archive in result.absent:
+            typer.echo(f"  download  {archive} into {downloads}")
+        typer.echo(f"  page      {source.page}\n  licence   {source.licence}")
+        if source.note:
+            typer.echo(f"  note      {source.note}")

@@ -142,7 +142,8 @@ def check_data(
     for split in splits or found.splits:
         parsed = _parse(found, split)
         checker.begin(split, parsed)
-        shown = {round(place) for place in np.linspace(0, len(parsed.records) - 1, _SHEET_PICTURES)}
+        drawn = -(-_SHEET_PICTURES // len(splits or found.splits))
+        shown = {round(place) for place in np.linspace(0, len(parsed.records) - 1, drawn)}
         for number, record in enumerate(progress(parsed.records, len(parsed.records))):
             sample = checker.check(record)
             if sample is not None and number in shown:

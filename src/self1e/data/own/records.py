@@ -182,12 +182,12 @@ class Record:
             Flaw: It is missing, unreadable, or not of the size that is noted.
         """
         if not exists(self.picture):
-            raise Flaw("missing-file", _message(self.picture), "a picture", "Add it, or take the entry out.")
+            raise Flaw("missing-file", _told_of(self.picture), "a picture", "Add it, or take the entry out.")
         try:
             image = open_picture(self.picture).image
         except PictureError as error:
-            found = _without_name(str(error), self.picture)
-            raise Flaw("unreadable-picture", f"{self.picture}: {found}", "a picture", "Replace it.") from error
+            expected = "a picture that can be decoded"
+            raise Flaw("unreadable-picture", _first_sentence(error, self.picture), expected, "Replace it.") from error
         if self.size_wh is not None and self.size_wh != image.size:
             turned = " It is turned upright by its EXIF tag: the masks may be drawn on the picture as stored."
             raise Flaw(
@@ -339,16 +339,19 @@ def as_size(width: Any, height: Any) -> SizeWH | None:
     return None
 
 
-def _message(path: Path) -> str:
+def _told_of(path: Path) -> str:
     try:
         open_picture(path)
     except PictureError as error:
-        return f"{path}: {_without_name(str(error), path)}"
-    return f"{path}: appeared just now"
+        return _first_sentence(error, path)
+    return f"{path} appeared just now"
 
 
-def _without_name(message: str, path: Path) -> str:
-    return message.removeprefix(f"{path}: ").rstrip(".")
+def _first_sentence(error: PictureError, path: Path) -> str:
+    """Leave out what a picture's error advises: the problem has advice of its own."""
+    told, *advice = str(error).removeprefix(f"{path}: ").split(". ")
+    guess = next((part.rstrip(".") for part in advice if part.startswith("Did you mean")), "")
+    return f"{path}: {told.rstrip('.')}" + (f". {guess}" if guess else "")
 
 
 Reader = Callable[[Path, str, Path | None], Parsed]

@@ -23,6 +23,9 @@ from self1e.structures import decode_rle
 MASK_FORMATS = ("PNG", "TIFF", "BMP", "GIF")
 """What a mask file may be: formats that keep every pixel as it was."""
 
+_LOSSY = ("JPEG", "MPO", "WEBP", "PPM")
+"""Formats that are recognised, to say what is wrong."""
+
 _FARTHEST = 1.0
 """How far outside a picture a polygon's point may lie, in widths and heights: drawing past the edge is common."""
 _RINGS = "[[x1, y1, x2, y2, x3, y3, ...], ...] in pixels"
@@ -187,7 +190,7 @@ def read_map(path: Path, size_wh: SizeWH, *, colour: bool = False) -> np.ndarray
         raise Flaw("missing-file", f"no mask {path}", "a PNG", "Add it, or correct the path.")
     advice = "Save the mask as PNG with one number per pixel."
     try:
-        with decoding(str(path), MAX_PIXELS), Image.open(path, formats=(*MASK_FORMATS, "JPEG", "WEBP")) as image:
+        with decoding(str(path), MAX_PIXELS), Image.open(path, formats=(*MASK_FORMATS, *_LOSSY)) as image:
             kind, found_wh, bands = image.format, image.size, image.getbands()
             # Nothing is decoded that is not of the picture's size, which is within the limits.
             is_sound = kind in MASK_FORMATS and found_wh == size_wh
@@ -196,7 +199,7 @@ def read_map(path: Path, size_wh: SizeWH, *, colour: bool = False) -> np.ndarray
         told = str(error).removeprefix(f"{path}: ").split(". ")[0].rstrip(".")
         raise Flaw("bad-mask", f"{path.name} {told}", "a PNG that can be decoded", advice) from error
     if kind not in MASK_FORMATS:
-        raise Flaw("bad-mask", f"{path.name} is {kind}, which changes pixel values", "PNG", advice)
+        raise Flaw("bad-mask", f"{path.name} is {kind}", "PNG, which keeps every pixel's value", advice)
     if found_wh != size_wh:
         raise Flaw(
             "size-differs",
