@@ -23,7 +23,7 @@ from self1e.evaluation.metrics.rows import Metric, Ratio, Row
 
 RESAMPLES = 2000
 LEVEL = 0.95
-_DRAWS_AT_ONCE = 2**22  # 32 MB
+_DRAWS_AT_ONCE = 2**20  # some 25 MB
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,8 @@ def interval_of(
 ) -> Interval:
     """Bootstrap any figure by computing it again from drawn rows: mIoU over classes, cgF1, a mean of F1.
 
-    Slower than ``interval``: the metric runs once per resample.
+    Slower than ``interval``: the metric runs once per resample. Rows of one group (the two questions of an MME picture)
+    are drawn together.
 
     Args:
         metric: Holds the rows.
@@ -111,12 +112,14 @@ def interval_of(
     """
     _check(level, resamples)
     rows = metric.rows
+    if figure in (simple := metric.ratios(rows)):
+        return interval(simple[figure], by_group=True, level=level, resamples=resamples, seed=seed)
     found = metric.figures(rows)
     if figure not in found or not isinstance(found[figure], int | float | None):
         known = ", ".join(name for name, value in found.items() if isinstance(value, float))
         raise SettingError(f"{type(metric).__name__} has no figure {figure!r}; it has {known}.")
-    value, drawn = found[figure], _drawn_figures(rows, lambda some: metric.figures(some)[figure], resamples, seed)
-    return _between(value, drawn, level, len(rows))
+    drawn = _drawn_figures(rows, lambda some: metric.figures(some)[figure], resamples, seed)
+    return _between(found[figure], drawn, level, len(rows))
 
 
 def _drawn_figures(
@@ -131,7 +134,8 @@ def _drawn_figures(
     drawn = []
     for _ in range(resamples):
         chosen = rng.integers(len(members), size=len(members)) if members else []
-        value = compute([row for k in chosen for row in members[k]])
+        # A picture drawn twice is two pictures: metrics that pair rows tell them apart by `copy`.
+        value = compute([row | {"copy": copy} for copy, k in enumerate(chosen) for row in members[k]])
         drawn.append(np.nan if value is None else value)
     return np.array(drawn, float)
 

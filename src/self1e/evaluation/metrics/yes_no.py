@@ -162,18 +162,18 @@ class Mme(Metric):
         """
         found = {}
         for task in (*PERCEPTION, *COGNITION):
-            pictures: dict[str, list[bool]] = defaultdict(list)
+            pictures: dict[tuple[str, int], list[bool]] = defaultdict(list)
             for row in rows:
                 if row["task"] == task:
-                    pictures[row["image"]].append(_heard(row, mme_answer) == row["label"])
-            for name, right in pictures.items():
+                    pictures[row["image"], row.get("copy", 0)].append(_heard(row, mme_answer) == row["label"])
+            for (name, _), right in pictures.items():
                 if len(right) != 2:
                     raise DatasetError(
                         f"MME {task}: picture {name} has {len(right)} questions, expected 2. Measure complete tasks, "
                         "and merge the processes' rows before asking for a result."
                     )
             if pictures:
-                units = tuple(f"{task}/{name}" for name in pictures)
+                units = tuple(f"{task}/{name}" for name, _ in pictures)
                 two = np.full(len(units), 2)
                 above = np.array([sum(right) for right in pictures.values()])
                 both = np.array([int(all(right)) for right in pictures.values()])
