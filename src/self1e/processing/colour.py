@@ -10,6 +10,7 @@ that say 12 bits: 4095 becoming 255); 32-bit and float ones by the smallest of 0
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from PIL import Image, ImageCms
 from self1e.errors import PictureError
 
 _CHANNELS = (1, 3, 4)
+_STRIP = 2**18  # values that are converted at once
 
 
 def image_to_rgb(image: Image.Image) -> Image.Image:
@@ -107,11 +109,20 @@ def _full_scale(image: Image.Image) -> int | None:
 
 def _to_8_bit(values: np.ndarray, full_scale: float | None) -> np.ndarray:
     """Scale ``0..full_scale`` to ``0..255``, rounded to nearest; None chooses as the module's header says."""
-    scaled = np.nan_to_num(values.astype(np.float32 if values.itemsize < 4 else np.float64), posinf=0, neginf=0)
+    low = 0.0
     if full_scale is None:
-        low, high = float(scaled.min()), float(scaled.max())
+        ends = [(float(strip.min()), float(strip.max())) for strip in _strips(values)]
+        low, high = min(end[0] for end in ends), max(end[1] for end in ends)
         scales = (1, 255, 65535) if values.dtype.kind == "f" else (255, 65535)
-        full_scale = next((scale for scale in scales if low >= 0 and high <= scale), None)
-        if full_scale is None:
-            scaled, full_scale = scaled - low, max(high - low, 1e-30)
-    return np.clip(np.rint(scaled * 255 / full_scale), 0, 255).astype(np.uint8)
+        fitting = [scale for scale in scales if low >= 0 and high <= scale]
+        low, full_scale = (0.0, fitting[0]) if fitting else (low, max(high - low, 1e-30))
+    scaled = (np.clip(np.rint((strip - low) * 255 / full_scale), 0, 255) for strip in _strips(values))
+    return np.concatenate([strip.astype(np.uint8) for strip in scaled])
+
+
+def _strips(values: np.ndarray) -> Iterator[np.ndarray]:
+    """Go through an array as finite floats, a few rows at a time: as a whole they would be the largest thing alive."""
+    rows = max(_STRIP // max(values[0].size, 1), 1)
+    for top in range(0, len(values), rows):
+        strip = values[top : top + rows]
+        yield np.nan_to_num(strip.astype(np.float32 if values.itemsize < 4 else np.float64), posinf=0, neginf=0)

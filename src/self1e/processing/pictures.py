@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
 from self1e.errors import PictureError, did_you_mean
@@ -43,6 +44,12 @@ _FORMATS = (
     "HEIF",  # only where pillow-heif is installed and registered
 )
 # fmt: on
+
+_JPEG_BLOCK = 2**13
+"""Bytes that are decoded between two looks at the clock. A scan over all pixels may take 80."""
+
+_PART = 2**20
+"""Bytes of an open file that are read at once."""
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -214,16 +221,21 @@ def _similar(path: Path) -> str:
 def _rewound(file: Any, limits: PictureLimits) -> io.BytesIO:
     """Read an open file from its beginning: whoever has just written it stands at its end."""
     name = _name_of(file, "file object")
+    content = io.BytesIO()
     try:
         if not hasattr(file, "seekable") or file.seekable():
             file.seek(0)
-        content = file.read(limits.max_bytes + 1) if limits.max_bytes else file.read()
+        while part := file.read(_PART):  # not all at once: for `read(n)` Python sets n bytes aside
+            if not isinstance(part, bytes):
+                raise PictureError(f"{name}: gives {type(part).__name__}, expected bytes. Open it in mode 'rb'.")
+            content.write(part)
+            limits.check_bytes(content.tell(), name, "at least ")
+        content.seek(0)
+    except PictureError:
+        raise
     except Exception as error:  # any object with a `read` comes here
         raise PictureError(f"{name}: cannot be read: {_told(error)}.") from error
-    if not isinstance(content, bytes):
-        raise PictureError(f"{name}: gives {type(content).__name__}, expected bytes. Open it in mode 'rb'.")
-    limits.check_bytes(len(content), name, "at least ")
-    return io.BytesIO(content)
+    return content
 
 
 def _name_of(thing: Any, otherwise: str) -> str:
@@ -274,6 +286,8 @@ def _finish(image: Image.Image, name: str, door: _Door) -> OpenedPicture:
     notes: list[str] = []
     if isinstance(image, PngImageFile):
         _forgive_a_missing_end(image, notes)
+    if isinstance(image, JpegImageFile):
+        image.decodermaxblock = _JPEG_BLOCK
     image.load()
     try:
         # After loading: TIFF, AVIF and HEIF are turned by their decoders, which then remove the tag.
