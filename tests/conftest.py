@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 
-def _load_script(name: str) -> ModuleType:
-    path = Path(__file__).parents[1] / "scripts" / f"{name}.py"
+def _load_script(name: str, folder: str = "scripts") -> ModuleType:
+    path = Path(__file__).parents[1] / folder / f"{name}.py"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
@@ -30,6 +30,12 @@ def _load_script(name: str) -> ModuleType:
 def load_script() -> Callable[[str], ModuleType]:
     """Import a file of ``scripts/`` by its name."""
     return _load_script
+
+
+@pytest.fixture(scope="session")
+def layouts() -> ModuleType:
+    """Checkpoints of every origin (``tests/layouts.py``)."""
+    return _load_script("layouts", "tests")
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +124,14 @@ def _make_tiny_model(folder: Path, **switches: Any) -> Path:
 def make_tiny_model() -> Callable[..., Path]:
     """Make one with other switches: ``make_tiny_model(folder, fine="none", ...)``."""
     return _make_tiny_model
+
+
+@pytest.fixture(scope="session")
+def base_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tokenizer of the tiny model before SELF1E: without ``[SEG]`` and ``[SEGT]``, 262 tokens."""
+    folder = tmp_path_factory.mktemp("base") / "tokenizer"
+    _tokenizer().save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

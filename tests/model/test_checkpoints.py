@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForImageTextToText
 
 from self1e.errors import CheckpointError
@@ -19,41 +19,18 @@ from self1e.model.checkpoints import (
 )
 
 FAMILIES = ["qwen2", "qwen3", "llama"]
-ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "InternLM2ForCausalLM"}
-DYNAMIC = {"type": "dynamic", "factor": 2.0}
 
 
-def chat_config(config, *, architecture="InternVL3SELF1E", llm=None, **changes):
+@pytest.fixture
+def chat_config(layouts):
     """The published ``config.json`` of one of our configurations."""
-    text, vision = config.text_config, config.vision_config
-    same = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    more = ("num_key_value_heads", "max_position_embeddings", "rms_norm_eps")
-    language = {name: getattr(text, name) for name in (*same, *more)}
-    language |= {"architectures": [ARCHITECTURES[text.model_type]], "rope_theta": 10000.0, "rope_scaling": DYNAMIC}
-    language |= {"tie_word_embeddings": text.tie_word_embeddings, "torch_dtype": "bfloat16", "output_attentions": False}
-    language |= {"head_dim": text.head_dim} if text.model_type == "qwen3" else {}
-    eyes = {name: getattr(vision, name) for name in same[1:]}
-    eyes |= {"patch_size": vision.patch_size[0], "image_size": vision.image_size[0], "qkv_bias": True}
-    eyes |= {"norm_type": vision.norm_type, "qk_normalization": False, "drop_path_rate": 0.1, "use_flash_attn": True}
-    return {
-        "model_type": "internvl_chat",
-        "architectures": [architecture],
-        "llm_config": language | (llm or {}),
-        "vision_config": eyes,
-        "force_image_size": vision.image_size[0],
-        "downsample_ratio": 0.5,
-        "select_layer": -1,
-        "ps_version": "v2",
-        "template": "internvl2_5",
-        "auto_map": {"AutoModel": "modeling_internvl_chat.InternVLChatModel"},
-    } | changes
+    return layouts.chat_config
 
 
-def save(folder, config, tensors):
-    folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
-    return folder
+@pytest.fixture
+def save(layouts):
+    """Write a folder from a configuration and tensors."""
+    return layouts.save
 
 
 def load(folder, **settings):
@@ -79,7 +56,7 @@ def test_every_tensor_survives_saving(model, tmp_path):
     assert_same(load(tmp_path).state_dict(), model.state_dict())
 
 
-def test_a_loaded_model_saves_every_tensor_again(model, tmp_path):
+def test_a_loaded_model_saves_every_tensor_again(model, tmp_path, chat_config, save):
     published = save(tmp_path / "published", chat_config(model.config), reference_state_dict(model))
     load(published).save_pretrained(tmp_path / "ours")
     assert_same(load_file(tmp_path / "ours" / "model.safetensors"), model.state_dict())
@@ -134,7 +111,7 @@ def test_published_names_are_written_and_read(model, tmp_path):
     assert_same(load(tmp_path).state_dict(), model.state_dict())
 
 
-def test_published_checkpoints_are_read(model, tmp_path):
+def test_published_checkpoints_are_read(model, tmp_path, chat_config, save):
     architecture = "InternVL2SELF1E" if model.config.text_config.model_type == "llama" else "InternVL3SELF1E"
     config = chat_config(model.config, architecture=architecture)
     found = load(save(tmp_path, config, reference_state_dict(model)))
@@ -147,7 +124,7 @@ def test_published_checkpoints_are_read(model, tmp_path):
     assert_same(reference_state_dict(found), load_file(tmp_path / "model.safetensors"))
 
 
-def test_a_llama_may_have_the_names_of_a_llama(tiny, tmp_path):
+def test_a_llama_may_have_the_names_of_a_llama(tiny, tmp_path, chat_config, save):
     model = tiny.tiny_model("llama")
     config = chat_config(model.config, llm={"architectures": ["LlamaForCausalLM"]})
     tensors = reference_state_dict(model, layout="qwen")
@@ -170,12 +147,8 @@ def test_internlm2_rows_are_grouped_by_key_and_value_head(tiny):
 # --------------------------------------------------------------------------- base models and -hf
 
 
-def without_mask_head(tensors):
-    return {name: tensor for name, tensor in tensors.items() if not name.startswith("combine_decode_proj")}
-
-
-def test_a_base_model_starts_a_new_mask_head(model, tmp_path, caplog):
-    tensors = without_mask_head(reference_state_dict(model))
+def test_a_base_model_starts_a_new_mask_head(model, tmp_path, caplog, chat_config, save, layouts):
+    tensors = layouts.without_mask_head(reference_state_dict(model))
     folder = save(tmp_path, chat_config(model.config, architecture="InternVLChatModel"), tensors)
     found, info = load(folder, output_loading_info=True)
     assert len(info["missing_keys"]) == 12
@@ -188,15 +161,15 @@ def test_a_base_model_starts_a_new_mask_head(model, tmp_path, caplog):
         load(folder, new_mask_head=False)
 
 
-def test_a_published_checkpoint_starts_a_new_mask_head_only_when_asked(tiny, tmp_path):
+def test_a_published_checkpoint_starts_a_new_mask_head_only_when_asked(tiny, tmp_path, chat_config, save, layouts):
     model = tiny.tiny_model()
-    folder = save(tmp_path, chat_config(model.config), without_mask_head(reference_state_dict(model)))
+    folder = save(tmp_path, chat_config(model.config), layouts.without_mask_head(reference_state_dict(model)))
     with pytest.raises(CheckpointError, match="pass new_mask_head=True"):
         load(folder)
     assert load(folder, new_mask_head=True).config.seg_token_id == model.config.seg_token_id
 
 
-def test_half_a_mask_head_is_no_base_model(tiny, tmp_path):
+def test_half_a_mask_head_is_no_base_model(tiny, tmp_path, chat_config, save):
     model = tiny.tiny_model()
     tensors = reference_state_dict(model)
     del tensors["combine_decode_proj.0.weight"]
@@ -205,24 +178,17 @@ def test_half_a_mask_head_is_no_base_model(tiny, tmp_path):
         load(folder, new_mask_head=True)
 
 
-def test_both_hf_layouts_are_read(model, tmp_path):
+def test_both_hf_layouts_are_read(model, tmp_path, save, layouts):
     config = model.config.to_dict() | {"model_type": "internvl", "architectures": ["InternVLForConditionalGeneration"]}
     newer = model.state_dict()
-    older = {
-        name.replace("model.language_model.", "language_model.model.")
-        .replace("lm_head.", "language_model.lm_head.")
-        .replace("model.vision_tower.", "vision_tower.")
-        .replace("model.multi_modal_projector.", "multi_modal_projector."): tensor
-        for name, tensor in newer.items()
-    }
-    for name, tensors in (("newer", newer), ("older", older)):
+    for name, tensors in (("newer", newer), ("older", layouts.older_hf(newer))):
         assert_same(load(save(tmp_path / name, config, tensors)).state_dict(), model.state_dict())
 
 
 # --------------------------------------------------------------------------- strictness
 
 
-def test_one_error_lists_everything_that_does_not_fit(tiny, tmp_path):
+def test_one_error_lists_everything_that_does_not_fit(tiny, tmp_path, chat_config, save):
     model = tiny.tiny_model()
     tensors = reference_state_dict(model)
     tensors["vision_model.encoder.layers.0.ls9"] = torch.zeros(3)
@@ -263,7 +229,7 @@ def test_our_own_configuration_is_left_alone(tiny):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_dynamic_rope_becomes_the_default(tiny, family):
+def test_dynamic_rope_becomes_the_default(tiny, family, chat_config):
     config = chat_config(tiny.tiny_config(family), llm={"rope_theta": 5e5})
     found = Self1EConfig(**normalise_config(config))
     assert found.text_config.rope_parameters == {"rope_type": "default", "rope_theta": 5e5}
@@ -277,19 +243,19 @@ def test_dynamic_rope_of_an_hf_configuration_becomes_the_default(tiny):
     assert found.text_config.rope_parameters == {"rope_type": "default", "rope_theta": 5e5}
 
 
-def test_other_rope_is_kept(tiny):
+def test_other_rope_is_kept(tiny, chat_config):
     config = chat_config(tiny.tiny_config(), llm={"rope_scaling": {"type": "linear", "factor": 4.0}})
     found = Self1EConfig(**normalise_config(config)).text_config.rope_parameters
     assert (found["rope_type"], found["factor"]) == ("linear", 4.0)
 
 
-def test_internlm2_becomes_a_llama(tiny):
+def test_internlm2_becomes_a_llama(tiny, chat_config):
     found = Self1EConfig(**normalise_config(chat_config(tiny.tiny_config("llama"), llm={"bias": False})))
     text = found.text_config
     assert (text.model_type, text.attention_bias, text.mlp_bias) == ("llama", False, False)
 
 
-def test_settings_of_the_encoder_get_their_other_names(tiny):
+def test_settings_of_the_encoder_get_their_other_names(tiny, chat_config):
     config = chat_config(tiny.tiny_config())
     config["vision_config"] |= {"qkv_bias": False, "qk_normalization": True, "norm_type": "rms_norm"}
     vision = Self1EConfig(**normalise_config(config)).vision_config
@@ -308,13 +274,13 @@ def test_settings_of_the_encoder_get_their_other_names(tiny):
         (151936, "InternVLChatModel", "Qwen3ForCausalLM", 151671, None),
     ],
 )
-def test_ids_follow_from_the_size_of_the_vocabulary(tiny, vocabulary, architecture, llm, image, seg):
+def test_ids_follow_from_the_size_of_the_vocabulary(tiny, vocabulary, architecture, llm, image, seg, chat_config):
     language = {"vocab_size": vocabulary, "architectures": [llm]}
     found = normalise_config(chat_config(tiny.tiny_config(), architecture=architecture, llm=language))
     assert (found["image_token_id"], found.get("seg_token_id")) == (image, seg)
 
 
-def test_ids_can_be_given(tiny, tmp_path):
+def test_ids_can_be_given(tiny, tmp_path, chat_config, save):
     model = tiny.tiny_model()
     folder = save(tmp_path, chat_config(model.config), reference_state_dict(model))
     found = load(folder, image_token_id=3, seg_token_id=5)
@@ -333,12 +299,12 @@ def test_ids_can_be_given(tiny, tmp_path):
         ({"llm": {"hidden_size": None}}, "llm_config has no hidden_size"),
     ],
 )
-def test_settings_that_would_change_results_are_refused(tiny, changes, message):
+def test_settings_that_would_change_results_are_refused(tiny, changes, message, chat_config):
     with pytest.raises(CheckpointError, match=message):
         normalise_config(chat_config(tiny.tiny_config(), **changes))
 
 
-def test_an_unknown_encoder_norm_is_refused(tiny):
+def test_an_unknown_encoder_norm_is_refused(tiny, chat_config):
     config = chat_config(tiny.tiny_config())
     config["vision_config"]["norm_type"] = "batch_norm"
     with pytest.raises(CheckpointError, match="norm_type='batch_norm'; expected layer_norm or rms_norm"):

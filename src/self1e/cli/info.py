@@ -7,6 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
+_ORIGINS = {
+    "self1e": "",
+    "published": ", in the published layout",
+    "chat": ", original InternVLChat: a base, its mask head is new",
+    "hf": ", InternVL of transformers: a base, its mask head is new",
+}
+
 
 def info(
     model: Annotated[str, typer.Argument(help="nano, a folder, or a name on the Hugging Face hub.")] = "nano",
@@ -19,13 +26,14 @@ def info(
     if as_json:
         typer.echo(json.dumps(facts))
         return
-    typer.echo(f"{facts['name']}: {_short(facts['parameters']['total'])} parameters")
+    typer.echo(f"{facts['name']}: {_short(facts['parameters']['total'])} parameters{_ORIGINS[facts['origin']]}")
     _table(
         "parameters", {name: _short(count) for name, count in facts["parameters"].items() if name != "total" and count}
     )
     _table("sizes", facts["sizes"])
     _table("switches", facts["switches"])
-    _table("vocabulary", facts["vocabulary"] | {"prompt template": facts["template"]})
+    vocabulary = {name: "not known" if value is None else value for name, value in facts["vocabulary"].items()}
+    _table("vocabulary", vocabulary | {"prompt template": facts["template"] or "no tokenizer in the folder"})
     memory = facts["memory_bytes"]
     tiles = list(next(iter(memory.values())))
     typer.echo("\nmemory for one query, estimated")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedConfig
 
 from self1e.configuration import Self1EConfig
 from self1e.inference.loading import find_model, reading
 from self1e.model import Self1EForConditionalGeneration
+from self1e.model.checkpoints.configs import is_base, origin_of
 from self1e.processing.processor import Self1EProcessor
+from self1e.processing.tokenizers import has_tokenizer
 
 _SWITCHES = (
     "seg_readout",
@@ -34,16 +38,30 @@ _WORDS = 80  # tokens of a query's sequence that are not the picture's
 
 
 def read_info(name: Any) -> dict[str, Any]:
-    """Describe a model by its name: reads its configuration and tokenizer only."""
-    shown, path = find_model(name)
+    """Describe a model of any origin by its name: reads its configuration, its weights' headers and its tokenizer.
+
+    Released weights come without a tokenizer; what depends on it is then None.
+    """
+    shown, path = find_model(name, needs_tokenizer=False)
+    folder = Path(path)
     with reading(shown):
+        found, _ = PreTrainedConfig.get_config_dict(path)
+        origin = origin_of(found)
+        if origin == "chat" and folder.is_dir() and not is_base(folder):
+            origin = "published"
         config: Any = Self1EConfig.from_pretrained(path)
-        processor = Self1EProcessor.from_pretrained(path)
-    return describe(config, processor, name=shown)
+        lacks_tokenizer = folder.is_dir() and not has_tokenizer(folder)
+        processor = None if lacks_tokenizer else Self1EProcessor.from_pretrained(path)
+    return {**describe(config, processor, name=shown), "origin": origin}
 
 
-def describe(config: Self1EConfig, processor: Self1EProcessor, *, name: str = "") -> dict[str, Any]:
+def describe(config: Self1EConfig, processor: Self1EProcessor | None, *, name: str = "") -> dict[str, Any]:
     """Describe a model.
+
+    Args:
+        config: Its configuration.
+        processor: Its processor, if it has a tokenizer.
+        name: What to call it.
 
     Returns:
         JSON-able: ``parameters`` by part, ``sizes``, ``switches``, ``vocabulary``, ``template``, and
@@ -77,12 +95,12 @@ def describe(config: Self1EConfig, processor: Self1EProcessor, *, name: str = ""
         "switches": {switch: getattr(config, switch) for switch in _SWITCHES},
         "vocabulary": {
             "rows": text.vocab_size,
-            "tokens": len(processor.tokenizer),
+            "tokens": None if processor is None else len(processor.tokenizer),
             "[SEG]": config.seg_token_id,
             "<IMG_CONTEXT>": config.image_token_id,
         },
-        "template": processor.template,
-        "max_tiles": processor.image_processor.max_tiles,
+        "template": None if processor is None else processor.template,
+        "max_tiles": None if processor is None else processor.image_processor.max_tiles,
         "memory_bytes": {
             dtype: {str(tiles): total * size + _activation_bytes(config, tiles, size) for tiles in _TILES}
             for dtype, size in _BYTES.items()

@@ -11,7 +11,7 @@ def find_foreign(name: Any, **hub: Any) -> Path | None:
     """Find the folder of a foreign checkpoint.
 
     Args:
-        name: A folder, or a name on the hub; a foreign repository is downloaded, as its weights will be.
+        name: A folder, or a name on the hub; of a foreign repository all but the weights is downloaded.
         hub: Where on the hub: ``revision``, ``token`` ...
 
     Returns:
@@ -35,7 +35,7 @@ def find_foreign(name: Any, **hub: Any) -> Path | None:
         return None
     from self1e.model.checkpoints.loading import download
 
-    local = Path(download(str(name), **hub)) / str(hub.get("subfolder") or "")
+    local = Path(download(str(name), with_weights=False, **hub)) / str(hub.get("subfolder") or "")
     return None if _has_own_processor(local) else local
 
 

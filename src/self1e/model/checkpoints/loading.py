@@ -116,18 +116,21 @@ def _localise(path: Any, kwargs: dict[str, Any]) -> tuple[Any, bool]:
     return path, is_base(folder) if folder.is_dir() else origin in ("chat", "hf")
 
 
-def download(name: str, **hub: Any) -> str:
+def download(name: str, *, with_weights: bool = True, **hub: Any) -> str:
     """Download a repository of the hub, without pickles and code; returns the local folder.
 
     Args:
         name: ``owner/model``.
+        with_weights: Off, only configuration and tokenizer.
         hub: Any of `HUB_SETTINGS`.
     """
     from huggingface_hub import snapshot_download
 
     hub.pop("subfolder", None)
-    patterns = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
-    return snapshot_download(name, allow_patterns=patterns, **hub)
+    patterns = ["*.json", "*.model", "*.txt", "*.jinja", *(["*.safetensors"] if with_weights else [])]
+    # An index without its shards would be an incomplete checkpoint.
+    ignored = None if with_weights else ["*.safetensors.index.json"]
+    return snapshot_download(name, allow_patterns=patterns, ignore_patterns=ignored, **hub)
 
 
 def _take_config(path: Any, kwargs: dict[str, Any]) -> Any:
