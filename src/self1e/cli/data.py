@@ -250,11 +250,12 @@ def _describe(source: Any) -> None:
 
 
 def _told(expected: Any) -> str:
+    path = f"ROOT/{'../' if expected.path.startswith('data/') else ''}{expected.path}"
     if expected.unit == "file":
-        return f"ROOT/{expected.path}"
+        return path
     count = "an unknown number of" if expected.count is None else f"{expected.count:,}"
     what = f"{expected.suffix} files" if expected.unit == "files" else f"{expected.key or 'records'}"
-    return f"ROOT/{expected.path}: {count} {what}"
+    return f"{path}: {count} {what}"
 
 
 def _tell(result: Any, downloads: Path) -> None:

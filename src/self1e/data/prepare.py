@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from self1e.data.archives import Progress, Unpacked, read_marker, unpack
 from self1e.data.sources import SOURCES, Expected, Source
+from self1e.data.vqa import VQA_SETS, convert
 from self1e.errors import DatasetError, SettingError, did_you_mean
 
 State = Literal["ok", "there", "differs", "missing", "unreadable"]
@@ -33,7 +34,7 @@ class Prepared:
     source: Source
     unpacked: list[Unpacked] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
-    """Archives that are neither there nor unpacked before."""
+    """Archives and files that are neither there nor used before."""
     checked: list[Checked] = field(default_factory=list)
 
     @property
@@ -49,7 +50,7 @@ class Prepared:
             "licence": self.source.licence,
             "complete": self.is_complete,
             "unpacked": [vars(one) for one in self.unpacked],
-            "archives_missing": self.absent,
+            "downloads_missing": self.absent,
             "expected": [
                 {
                     "path": one.expected.path,
@@ -105,13 +106,28 @@ def prepare(
                 result.absent.append(archive.name)
             else:
                 result.unpacked.append(before)
+    if name in VQA_SETS:
+        _make_lines(result, root, downloads or root)
     result.checked = [verify(expected, root) for expected in source.expected]
     return [*done, result]
 
 
+def _make_lines(result: Prepared, root: Path, downloads: Path) -> None:
+    """Turn official questions into the published training file, if it is not there and they are."""
+    chosen, name = VQA_SETS[result.source.name], result.source.name
+    data = root.absolute().parent / "data"
+    if (data / chosen.lines).is_file():
+        return
+    # In a folder of the set's own: some are called just train.json.
+    files = [downloads / name / file for file in chosen.downloads]
+    result.absent += [f"{name}/{file.name}" for file in files if not file.is_file()]
+    if not result.absent:
+        convert(name, files, data)
+
+
 def verify(expected: Expected, root: Path) -> Checked:
     """Count what is there."""
-    path = root / expected.path
+    path = (root.absolute().parent if expected.path.startswith("data/") else root) / expected.path
     if not (path.is_dir() if expected.unit == "files" else path.is_file()):
         return Checked(expected, None, "missing")
     if expected.unit == "file":

@@ -29,13 +29,13 @@ class Expected:
     """What has to be there in the end."""
 
     path: str
-    """Under the root: a folder for ``files``, otherwise a file."""
+    """A folder for ``files``, otherwise a file; under the root, or beside it if it begins with ``data/``."""
     unit: Unit = "file"
     count: int | None = None
     suffix: str = ""
     """Of the files that are counted."""
     key: str = ""
-    """Of the list that is counted in a JSON object; empty where the file itself is a list, or has one entry per line."""
+    """Of the list that is counted in a JSON object; empty if the file is a list itself, or has an entry per line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,9 @@ class Source:
 _COCO_LICENCE = "annotations CC BY 4.0; photographs under the terms of Flickr, one licence each"
 _REFER = "https://github.com/lichengunc/refer"
 _REFER_NOTE = "The page's own links are dead at times; its issues name mirrors. Compare the counts."
-_LINES = "The .jsonl files are conversions of the official questions (image, question, question_id, answer per line)."
+_LINES = (
+    "The lines are made from the official files, with one answer per question. data/ lies beside ROOT, as published."
+)
 _TRAIN2014 = "refer_seg/images/mscoco/images"
 
 
@@ -79,6 +81,12 @@ def _refer(name: str, title: str, refs: str, images: int | None) -> Source:
     )
 
 
+def _vqa(name: str, title: str, page: str, licence: str, lines: str, count: int) -> Source:
+    """Describe a set of questions whose answer is text."""
+    expected = (Expected(f"data/{lines}", "records", count),)
+    return Source(name=name, title=title, page=page, licence=licence, expected=expected, note=_LINES)
+
+
 _ALL = (
     Source(
         name="coco2017",
@@ -93,7 +101,7 @@ _ALL = (
     ),
     Source(
         name="coco2014",
-        title="COCO 2014 pictures",
+        title="COCO 2014 training pictures, of the referring sets",
         page="https://cocodataset.org/#download",
         licence=_COCO_LICENCE,
         archives=(Archive("train2014.zip", _TRAIN2014),),
@@ -114,7 +122,7 @@ _ALL = (
     ),
     Source(
         name="cocostuff",
-        title="COCO-Stuff, maps of 171 things and stuffs",
+        title="COCO-Stuff, maps of things and stuff",
         page="https://github.com/nightrome/cocostuff",
         licence="annotations CC BY 4.0; pictures as COCO 2017",
         archives=(Archive("stuffthingmaps_trainval2017.zip", "cocostuff"),),
@@ -192,64 +200,45 @@ _ALL = (
         expected=(Expected("llava_dataset/llava_instruct_150k.json", "records"),),
         needs=("coco2017",),
     ),
-    Source(
-        name="vqav2",
-        title="VQA v2",
-        page="https://visualqa.org/download.html",
-        licence="annotations CC BY 4.0; pictures as COCO 2014",
-        expected=(
-            Expected("data/vqav2/vqav2_train.jsonl", "records"),
-            Expected("data/vqav2/vqav2_val.jsonl", "records"),
-            Expected("data/vqav2/v2_OpenEnded_mscoco_val2014_questions.json", "records", 214_354, key="questions"),
-            Expected("data/vqav2/v2_mscoco_val2014_annotations.json", "records", 214_354, key="annotations"),
-        ),
-        note=_LINES,
+    _vqa(
+        "vqav2",
+        "VQA v2",
+        "https://visualqa.org/download.html",
+        "annotations CC BY 4.0; pictures as COCO 2014",
+        "vqav2/vqav2_train.jsonl",
+        443_757,
     ),
-    Source(
-        name="okvqa",
-        title="OK-VQA",
-        page="https://okvqa.allenai.org/download.html",
-        licence="unknown for the questions; pictures as COCO 2014",
-        expected=(
-            Expected("data/okvqa/okvqa_train.jsonl", "records"),
-            Expected("data/okvqa/okvqa_val.jsonl", "records"),
-            Expected("data/okvqa/OpenEnded_mscoco_val2014_questions.json", "records", 5_046, key="questions"),
-            Expected("data/okvqa/mscoco_val2014_annotations.json", "records", 5_046, key="annotations"),
-        ),
-        note=_LINES,
+    _vqa(
+        "okvqa",
+        "OK-VQA",
+        "https://okvqa.allenai.org/download.html",
+        "unknown for the questions; pictures as COCO 2014",
+        "okvqa/okvqa_train.jsonl",
+        9_009,
     ),
-    Source(
-        name="textvqa",
-        title="TextVQA",
-        page="https://textvqa.org/dataset/",
-        licence="annotations CC BY 4.0; pictures of OpenImages, one licence each",
-        expected=(
-            Expected("data/textvqa/textvqa_train.jsonl", "records"),
-            Expected("data/textvqa/textvqa_val.jsonl", "records"),
-        ),
-        note=_LINES,
+    _vqa(
+        "textvqa",
+        "TextVQA",
+        "https://textvqa.org/dataset/",
+        "annotations CC BY 4.0; pictures of OpenImages, one licence each",
+        "textvqa/textvqa_train.jsonl",
+        34_602,
     ),
-    Source(
-        name="vizwiz",
-        title="VizWiz-VQA",
-        page="https://vizwiz.org/tasks-and-datasets/vqa/",
-        licence="CC BY 4.0",
-        expected=(
-            Expected("data/vizwiz/vizwiz_train.jsonl", "records"),
-            Expected("data/vizwiz/vizwiz_val.jsonl", "records"),
-        ),
-        note=_LINES,
+    _vqa(
+        "vizwiz",
+        "VizWiz-VQA",
+        "https://vizwiz.org/tasks-and-datasets/vqa/",
+        "CC BY 4.0",
+        "vizwiz/vizwiz_train.jsonl",
+        20_523,
     ),
-    Source(
-        name="gqa",
-        title="GQA",
-        page="https://cs.stanford.edu/people/dorarad/gqa/download.html",
-        licence="unknown",
-        expected=(
-            Expected("data/gqa/train_balanced.jsonl", "records"),
-            Expected("data/gqa/test_balanced.jsonl", "records"),
-        ),
-        note=_LINES,
+    _vqa(
+        "gqa",
+        "GQA, balanced training questions",
+        "https://cs.stanford.edu/people/dorarad/gqa/download.html",
+        "unknown",
+        "gqa/train_balanced.jsonl",
+        943_000,
     ),
 )
 

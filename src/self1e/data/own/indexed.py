@@ -142,7 +142,7 @@ def find_folder(root: Path, names: tuple[str, ...]) -> Path | None:
 def find_indexed(root: Path) -> dict[str, Path]:
     """Return the splits of a folder: lists of names, folders within the pictures' folder, or the whole."""
     pictures = find_folder(root, PICTURES)
-    if pictures is None or find_folder(root, MASKS) is None:
+    if pictures is None or find_folder(root, MASKS) is None or not any(exists(root / name) for name in CLASSES):
         return {}
     listed = sorted(path for path in root.glob("*.txt") if _SPLIT.match(path.stem) and path.name not in CLASSES)
     if listed:

@@ -233,11 +233,13 @@ class OwnData(Sequence[Sample]):
         record = self.records[index]
         try:
             image = record.open()
-            found = [decoded for decoded in record.annotation.decode(image.size) if _is_sound(decoded)]
-        except Flaw as flaw:
-            raise DatasetError(
-                f"{flaw.at(record.file, record.where)} `self1e data check` lists all problems."
-            ) from flaw
+            found = list(record.annotation.decode(image.size))
+            where, flaw = next((flaw for decoded in found for flaw in decoded.flaws), ("", None))
+        except Flaw as error:
+            where, flaw = "", error
+        if flaw is not None:
+            problem = flaw.at(record.file, where or record.where)
+            raise DatasetError(f"{problem} `self1e data check` lists all problems.") from flaw
         return make_sample(record, image, found)
 
     def __repr__(self) -> str:
@@ -260,12 +262,6 @@ def make_sample(record: Record, image: Image.Image, found: Sequence[Decoded]) ->
     absent = (name for name in record.names if name not in named)
     source = "/".join(part for part in (record.file.name, record.where.replace(" ", "-")) if part)
     return Sample(image=image, targets=tuple(targets), source=source, extra={"absent": tuple(dict.fromkeys(absent))})
-
-
-def _is_sound(decoded: Decoded) -> bool:
-    for where, flaw in decoded.flaws:
-        raise Flaw(flaw.kind, f"{where}: {flaw.found}" if where else flaw.found, flaw.expected, flaw.advice)
-    return True
 
 
 def as_query(name: str) -> str:
