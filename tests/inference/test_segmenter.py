@@ -82,16 +82,18 @@ def test_masks_do_not_depend_on_the_batch_size(tiny_model, pictures, batch_size)
         assert_same(one, other)
 
 
-def test_a_batch_never_holds_more_rows_than_asked(tiny_model, pictures, monkeypatch):
+@pytest.mark.parametrize("exact", ["folded", "plain"])
+def test_a_batch_never_holds_more_rows_than_asked(tiny_model, pictures, monkeypatch, exact):
     seen: list[int] = []
-    forward = tiny_model.model.forward
+    prepare = tiny_model.processor.segmentation_inputs
 
     def spy(*args: Any, **kwargs: Any) -> Any:
-        seen.append(len(kwargs["input_ids"]))
-        return forward(*args, **kwargs)
+        found = prepare(*args, **kwargs)
+        seen.append(len(found["input_ids"]))
+        return found
 
-    monkeypatch.setattr(tiny_model.model, "forward", spy)
-    tiny_model.segment_batch([(picture, QUERIES) for picture in pictures], batch_size=3)
+    monkeypatch.setattr(tiny_model.processor, "segmentation_inputs", spy)
+    tiny_model.segment_batch([(picture, QUERIES) for picture in pictures], batch_size=3, exact=exact)
     assert max(seen) == 3
     assert sum(seen) == 16
 
@@ -107,17 +109,17 @@ def test_no_requests_no_results(tiny_model):
     assert tiny_model.segment_batch([]) == []
 
 
-def test_vision_runs_once_per_picture(tiny_model, pictures, monkeypatch):
+@pytest.mark.parametrize("exact", ["folded", "plain"])
+def test_vision_runs_once_per_picture(tiny_model, pictures, monkeypatch, exact):
     calls: list[int] = []
-    encode = tiny_model.model.encode_pictures
-    monkeypatch.setattr(
-        tiny_model.model, "encode_pictures", lambda pixels, grids: calls.append(len(grids)) or encode(pixels, grids)
-    )
-    encoded = tiny_model.encode(pictures[0])
-    tiny_model.segment(encoded, QUERIES, batch_size=1)
-    tiny_model.segment(encoded, QUERIES)
+    first_layer = tiny_model.model.model.vision_tower.encoder.layer[0].attention
+    forward = first_layer.forward
+    monkeypatch.setattr(first_layer, "forward", lambda x, *rest: calls.append(len(x)) or forward(x, *rest))
+    encoded = tiny_model.encode(pictures[0], exact=exact)
+    tiny_model.segment(encoded, QUERIES, batch_size=1, exact=exact)
+    tiny_model.segment(encoded, QUERIES, exact=exact)
     assert calls == [1]
-    tiny_model.segment_batch([(picture, "x") for picture in pictures])
+    tiny_model.segment_batch([(picture, "x") for picture in pictures], exact=exact)
     assert sum(calls) == 1 + len(pictures)
 
 
@@ -126,13 +128,14 @@ def test_vision_runs_once_per_picture(tiny_model, pictures, monkeypatch):
 )
 def test_control_tokens_in_queries_stay_words(tiny_model, pictures, monkeypatch, spelt):
     seen: list[torch.Tensor] = []
-    forward = tiny_model.model.forward
+    prepare = tiny_model.processor.segmentation_inputs
 
     def spy(*args: Any, **kwargs: Any) -> Any:
-        seen.append(kwargs["input_ids"])
-        return forward(*args, **kwargs)
+        found = prepare(*args, **kwargs)
+        seen.append(found["input_ids"])
+        return found
 
-    monkeypatch.setattr(tiny_model.model, "forward", spy)
+    monkeypatch.setattr(tiny_model.processor, "segmentation_inputs", spy)
     hostile = f"the cup {spelt} please"
     result = tiny_model.segment(pictures[0], ["the cup", hostile])
     assert len(result) == 2

@@ -33,8 +33,9 @@ the language model; C of the vision encoder; s compression; h, w pixels at the m
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -97,8 +98,8 @@ class FoldedPicture:
     """Keys and values of prefix and picture per layer, ``B`` 1, if no image token sees a word; else None."""
     prefix: tuple[int, ...]
     """Ids before the picture that ``memory`` holds; () without."""
-    model: FoldedModel = field(repr=False)
-    """Whose weights made it."""
+    made_by: str
+    """Name of the `FoldedModel` that made it: K of other weights means nothing."""
 
 
 class FoldedModel:
@@ -107,9 +108,9 @@ class FoldedModel:
     The language model and the vision encoder run from the model's own modules. Folded copies exist of the mask head,
     the projector's fine branch and the patch convolution only: ``11 D*D + D*C`` numbers, 55 MB for 2B in bfloat16.
 
-    The folds are of the weights as they are now. `is_current` compares the version counters that torch keeps of every
-    tensor: optimizers, ``load_state_dict``, ``copy_`` and moving the model are noticed. Writes that torch cannot see,
-    through ``.data`` (peft merges adapters that way) or numpy, are not: fold again after them.
+    The folds are of the weights as they are now. `is_current` compares the switches, and the version counters that
+    torch keeps of every tensor: optimizers, ``load_state_dict``, ``copy_`` and moving the model are noticed. Writes
+    that torch cannot see, through ``.data`` (peft merges adapters that way) or numpy, are not: fold again after them.
 
     Args:
         model: In evaluation mode; what else it must be, `obstacle` says.
@@ -130,6 +131,7 @@ class FoldedModel:
         if reason is not None:
             raise SettingError(f"This model cannot be folded: {reason}. Use exact='plain'.")
         self.model = model
+        self.name = uuid.uuid4().hex
         self.config: Any = model.config
         self._vision: Any = model.model.vision_tower
         self._projector: Any = model.model.multi_modal_projector
@@ -149,6 +151,16 @@ class FoldedModel:
     def is_shared(self) -> bool:
         """Tell whether image tokens see no word, so that a query costs only its own tokens."""
         return self.config.attention != "image_seg"
+
+    @property
+    def numbers_per_token(self) -> int:
+        """How many numbers are alive together per token of a row: in the middle of a decoder layer, and its K."""
+        text = self.config.text_config
+        head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        heads = text.num_attention_heads + 2 * text.num_key_value_heads
+        # Heads twice, before and after rotating; gate, up and their product; K of the row's own picture.
+        layer = 8 * text.hidden_size + 2 * heads * head + 3 * text.intermediate_size
+        return layer + self.config.compression**4 * text.hidden_size
 
     # ------------------------------------------------------------------ folding
 
@@ -251,12 +263,12 @@ class FoldedModel:
         pixels = self._unfold(fine, grid)
         pixels = pixels - _enlarged(self._unfold(known, grid), pixels) + self._bias_1
         if not self.is_shared:
-            return FoldedPicture(coarse, grid, pixels, None, (), self)
+            return FoldedPicture(coarse, grid, pixels, None, (), self.name)
         memory, coarse_out = self._reader.read_picture(
             prefix, coarse.reshape(1, -1, coarse.shape[-1]), is_causal=self.config.attention == "causal"
         )
         pixels = self._fuse(pixels, coarse_out[0], grid)
-        return FoldedPicture(coarse, grid, pixels, memory, prefix, self)
+        return FoldedPicture(coarse, grid, pixels, memory, prefix, self.name)
 
     def _unfold(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """Stitch tiles and unfold channels: ``(tiles, side*side, s*s*D) -> (rows*side*s, columns*side*s, D)``."""
@@ -294,7 +306,7 @@ class FoldedModel:
 
     def _split(self, ids: Sequence[int], picture: FoldedPicture) -> tuple[tuple[int, ...], list[int]]:
         """Ids before the picture, and those after it without [SEG]."""
-        assert picture.model is self, "folded by other weights"
+        assert picture.made_by == self.name, "folded by other weights"
         start = ids.index(self.config.image_token_id)
         end = start + picture.coarse.shape[0] * picture.coarse.shape[1]
         assert all(token == self.config.image_token_id for token in ids[start:end]), "one run of image tokens"
@@ -361,9 +373,10 @@ def _patch_convolution(model: Self1EForConditionalGeneration) -> Any:
     return tower.embeddings.patch_embeddings.projection
 
 
-def _versions(model: nn.Module) -> tuple[tuple[int, int], ...]:
-    """Where every weight is, and how often torch saw it change; tensors of inference mode cannot change."""
-    return tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters())
+def _versions(model: Self1EForConditionalGeneration) -> tuple[Any, ...]:
+    """The switches; where every weight is; and how often torch saw it change (those of inference mode cannot)."""
+    switches = [getattr(model.config, name) for name in (*_SWITCHES, "seg_readout", "seg_token_id", "image_token_id")]
+    return *switches, *((p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters())
 
 
 def _wide(module: Any) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,8 @@
 
 One query is one row of text: the system message, the picture's tokens, the question, and [SEG] as the given
 answer. Rows run together in batches, also those of different pictures; a row's mask does not depend on its
-neighbours. Nothing is kept between calls, so threads may share a model.
+neighbours. Masks come from folded weights (`self1e.inference.folded`) where these cover the model; they are made on
+first use and whenever the weights have changed. Nothing else is kept between calls, so threads may share a model.
 
 Shapes: K queries of one picture; T tiles; h, w pixels at the mask head's resolution; H, W of the picture.
 """
@@ -15,8 +16,9 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from threading import Lock
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -24,8 +26,10 @@ from PIL import Image
 from torch import Tensor
 
 from self1e.errors import CheckpointError, PromptError, SettingError
+from self1e.inference.folded import FoldedModel, FoldedPicture, obstacle
 from self1e.inference.loading import choose_device, choose_dtype, find_model, reading
 from self1e.inference.masks import enlarge
+from self1e.inference.memory import batch_memory
 from self1e.model import Self1EForConditionalGeneration, VisionFeatures
 from self1e.processing.pictures import OpenedPicture, open_picture
 from self1e.processing.processor import Self1EProcessor
@@ -33,10 +37,14 @@ from self1e.processing.prompts import SEG_TOKEN, Kind, segmentation_question
 from self1e.structures import Segmentation, TileGrid
 
 KindChoice = Kind | Literal["auto"]
+Exact = Literal["auto", "folded", "plain"]
+"""How masks are computed: with folded weights where they cover the model, with them or not at all, or by the plain
+modules. The three are equal up to rounding."""
 
 _TILES_AT_ONCE = 16  # through the vision encoder; more gains nothing, and 12 are one picture's most
-_HEAD_BUFFERS = 8  # maps of the mask head's full resolution that are alive together, counted in its code
-_HEAD_MEMORY = {"cpu": 2**28, "mps": 2**30}  # bytes of those maps; on a CPU small batches stay in its caches
+_HEAD_BUFFERS = 8  # maps of the plain mask head's full resolution that are alive together, counted in its code
+_WORDS = 64  # tokens of a usual row that are not the picture's
+_FOLDING = Lock()  # of all segmenters: one of their own could not be pickled
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +59,9 @@ class EncodedPicture:
     """RGB, upright."""
     grid: TileGrid
     vision: VisionFeatures = field(repr=False)
-    """On the model's device, of one picture."""
+    """On the model's device, of one picture; without ``fine`` if folded weights made it."""
+    folded: FoldedPicture | None = field(default=None, repr=False)
+    """What folded weights need of it, if they made it."""
     source: str = ""
     notes: tuple[str, ...] = ()
     """What a person might want to know about the file, see ``open_picture``."""
@@ -70,8 +80,8 @@ class _Tiles:
 
     opened: OpenedPicture
     grid: TileGrid
-    pixel_values: Tensor
-    """``(T, 3, S, S)``, float32, on the CPU."""
+    levels: np.ndarray
+    """``(T, 3, S, S)``, uint8."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +131,12 @@ class Self1E:
         self.processor = processor
         self.name = name or str(getattr(model, "name_or_path", "") or "unnamed")
         self._id = uuid.uuid4().hex
+        self._folded: tuple[Any, FoldedModel] | None = None
         self._check_fit()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave folded weights out of copies: they belong to the weights they were made of."""
+        return self.__dict__ | {"_folded": None}
 
     @property
     def device(self) -> torch.device:
@@ -136,9 +151,42 @@ class Self1E:
     def __repr__(self) -> str:
         return f"<Self1E {self.name} on {self.device}, {str(self.dtype).removeprefix('torch.')}>"
 
+    # ------------------------------------------------------------------ folded weights
+
+    def refold(self) -> None:
+        """Forget the folded weights, so that the next call folds anew.
+
+        Needed only after weights were written where torch cannot see it, through ``.data`` or numpy (peft merges
+        adapters that way). Optimizers, ``load_state_dict`` and moving the model are noticed.
+        """
+        self._folded = None
+
+    def _engine(self, exact: Exact) -> FoldedModel | None:
+        """Folded weights that are up to date, or None for the plain modules."""
+        if exact not in get_args(Exact):
+            raise SettingError(f"exact={exact!r} is unknown; choose one of {', '.join(get_args(Exact))}.")
+        if exact == "plain":
+            return None
+        images = self.processor.image_processor
+        normalising = (tuple(np.ravel(images.image_mean)), tuple(np.ravel(images.image_std)))
+        with _FOLDING:
+            if self._folded is not None and self._folded[0] == normalising and self._folded[1].is_current():
+                return self._folded[1]
+            self._folded = None
+            reason = obstacle(self.model)
+            if reason is None:
+                mean, std = normalising
+                self._folded = normalising, FoldedModel(self.model, image_mean=mean, image_std=std)
+                return self._folded[1]
+        if exact == "folded":
+            raise SettingError(
+                f"exact='folded', but folded weights do not cover {reason}. Use exact='auto' or 'plain'."
+            )
+        return None
+
     # ------------------------------------------------------------------ pictures
 
-    def encode(self, picture: Any, *, max_tiles: int | None = None) -> EncodedPicture:
+    def encode(self, picture: Any, *, max_tiles: int | None = None, exact: Exact = "auto") -> EncodedPicture:
         """Run everything that does not depend on words: vision encoder, projector, fine branch.
 
         Worth keeping for several calls about one picture: each then saves the vision features, and only these,
@@ -149,17 +197,18 @@ class Self1E:
             picture: A path, bytes, an open binary file, a PIL picture, a numpy array or a torch tensor;
                 EXIF orientation is applied, and any mode converted. See ``self1e.processing.pictures``.
             max_tiles: Most tiles, 1 to 12; left out, what the checkpoint says (published: 1).
+            exact: See ``segment``. With ``"plain"`` the features hold F_V1^HQ.
         """
-        return self._encode_all([self._cut(picture, max_tiles)])[0]
+        engine = self._engine(exact)
+        return self._encode_all([self._cut(picture, max_tiles)], engine)[0]
 
     def _cut(self, picture: Any, max_tiles: int | None) -> _Tiles:
         opened = picture if isinstance(picture, OpenedPicture) else open_picture(picture)
-        batch = self.processor.image_processor(opened.image, max_tiles=max_tiles)
-        rows, columns = batch["tile_grids"][0].tolist()
-        return _Tiles(opened, TileGrid(rows, columns), batch["pixel_values"])
+        levels, (rows, columns) = self.processor.image_processor.cut(opened.image, max_tiles)
+        return _Tiles(opened, TileGrid(rows, columns), levels)
 
     @torch.inference_mode()
-    def _encode_all(self, pictures: Sequence[_Tiles]) -> list[EncodedPicture]:
+    def _encode_all(self, pictures: Sequence[_Tiles], engine: FoldedModel | None) -> list[EncodedPicture]:
         """Encode pictures together, a bounded number of tiles at once."""
         found: list[EncodedPicture] = []
         while len(found) < len(pictures):
@@ -169,18 +218,31 @@ class Self1E:
                     break
                 group.append(picture)
                 tiles += picture.grid.num_tiles
-            pixel_values = torch.cat([picture.pixel_values for picture in group]).to(self.device, self.dtype)
-            vision = self.model.encode_pictures(pixel_values, [picture.grid.shape_hw for picture in group])
+            levels = np.concatenate([picture.levels for picture in group])
+            grids = [picture.grid.shape_hw for picture in group]
+            if engine is None:
+                pixel_values = torch.from_numpy(self.processor.image_processor.normalise(levels))
+                vision = self.model.encode_pictures(pixel_values.to(self.device, self.dtype), grids)
+            else:
+                vision = engine.encode(torch.from_numpy(levels).to(self.device), grids)
             for picture, features in zip(group, _split(vision), strict=True):
                 opened = picture.opened
+                folded = engine.fold_pictures(features, self._prefix())[0] if engine is not None else None
                 found.append(
-                    EncodedPicture(opened.image, picture.grid, features, opened.source, opened.notes, self._id)
+                    EncodedPicture(opened.image, picture.grid, features, folded, opened.source, opened.notes, self._id)
                 )
         return found
 
-    def _check_encoded(self, encoded: EncodedPicture, max_tiles: int | None) -> None:
+    def _prefix(self) -> list[int]:
+        """Token ids before every picture."""
+        ids = self.processor.tokenize_conversation([("x", None)], num_tiles=1).input_ids
+        return ids[: ids.index(self.processor.image_token_id)]
+
+    def _check_encoded(self, encoded: EncodedPicture, max_tiles: int | None, engine: FoldedModel | None) -> None:
         if encoded.encoder != self._id:
             raise SettingError(f"{encoded.source}: was encoded by another model; encode it again with this one.")
+        if engine is not None and encoded.folded is not None and encoded.folded.made_by != engine.name:
+            raise SettingError(f"{encoded.source}: the model's weights changed since it was encoded; encode it again.")
         if max_tiles is not None:
             raise SettingError(
                 f"max_tiles={max_tiles} comes too late: {encoded.source} is encoded as {encoded.grid.rows} x "
@@ -200,6 +262,7 @@ class Self1E:
         threshold: float = 0.0,
         return_logits: bool = False,
         batch_size: int | None = None,
+        exact: Exact = "auto",
     ) -> Segmentation:
         """Find what the words mean.
 
@@ -213,8 +276,11 @@ class Self1E:
             max_tiles: Most tiles, 1 to 12; left out, what the checkpoint says (published: 1).
             threshold: Foreground is where the logit is strictly above it; published: 0.
             return_logits: Keep the logits ``(K, h, w)`` in the result.
-            batch_size: Most queries at once; left out, as many as fit well. Masks do not depend on it beyond
-                rounding.
+            batch_size: Most queries at once; left out, as many as fit into a quarter of the free memory, on a CPU
+                into 256 MB. Masks do not depend on it beyond rounding.
+            exact: ``"auto"`` computes with folded weights, which give the same masks with less work, or with the
+                plain modules where a switch, the language model or adapters need them. ``"plain"`` forces the
+                plain modules, ``"folded"`` the folded weights.
 
         Returns:
             One mask per query, in their order; an empty one says "not there".
@@ -222,6 +288,7 @@ class Self1E:
         Raises:
             PromptError: A query is empty, or nothing was asked.
             PictureError: The picture cannot be read.
+            SettingError: A setting cannot work; with ``exact="folded"`` it says why the folds do not cover the model.
         """
         return self.segment_batch(
             [(picture, queries)],
@@ -231,6 +298,7 @@ class Self1E:
             threshold=threshold,
             return_logits=return_logits,
             batch_size=batch_size,
+            exact=exact,
         )[0]
 
     def segment_batch(
@@ -243,6 +311,7 @@ class Self1E:
         threshold: float = 0.0,
         return_logits: bool = False,
         batch_size: int | None = None,
+        exact: Exact = "auto",
     ) -> list[Segmentation]:
         """Find things in several pictures, whose queries share batches.
 
@@ -254,6 +323,7 @@ class Self1E:
             threshold: A finite number.
             return_logits: Keep the logits.
             batch_size: Most queries at once, over all pictures.
+            exact: See ``segment``.
 
         Returns:
             One result per request, in their order; equal to ``segment`` on each, up to rounding.
@@ -266,35 +336,35 @@ class Self1E:
         asked = [(picture, check_queries(queries, kind, template)) for picture, queries in _pairs(requests)]
         results: list[Segmentation] = []
         window: list[tuple[EncodedPicture | _Tiles, list[tuple[str, KindChoice]]]] = []
-        room = self._room(batch_size)
+        engine = self._engine(exact)
+        room = self._room(batch_size, engine)
         for picture, queries in asked:
             if isinstance(picture, EncodedPicture):
-                self._check_encoded(picture, max_tiles)
+                self._check_encoded(picture, max_tiles, engine)
                 window.append((picture, queries))
             else:
                 window.append((self._cut(picture, max_tiles), queries))
             # Pictures wait for each other only until they fill a batch: features of few are held at a time.
             if sum(self._cost(entry.grid, batch_size) * len(words) for entry, words in window) >= room:
-                results += self._segment_window(window, template, threshold, return_logits, batch_size)
+                results += self._segment_window(window, template, threshold, return_logits, batch_size, engine)
                 window = []
-        return results + self._segment_window(window, template, threshold, return_logits, batch_size)
+        return results + self._segment_window(window, template, threshold, return_logits, batch_size, engine)
 
-    @staticmethod
-    def _cost(grid: TileGrid, batch_size: int | None) -> int:
-        return grid.num_tiles if batch_size is None else 1
+    def _cost(self, grid: TileGrid, batch_size: int | None) -> int:
+        return grid.num_tiles * self.processor.image_seq_length + _WORDS if batch_size is None else 1
 
-    def _room(self, batch_size: int | None) -> int:
-        """How much one forward pass may hold: rows if the caller says so, else tiles over all rows."""
+    def _room(self, batch_size: int | None, engine: FoldedModel | None) -> int:
+        """How much one pass may hold: rows if the caller says so, else tokens over all rows."""
         if batch_size is not None:
             return batch_size
-        config: Any = self.model.config
-        # The widest maps are the mask head's, two pixels per patch and side (unless a switch makes them smaller).
-        one_tile = _HEAD_BUFFERS * (2 * config.patches_per_side) ** 2 * config.text_config.hidden_size
-        if self.device.type == "cuda":
-            memory = torch.cuda.mem_get_info(self.device)[0] // 4
+        if engine is not None:
+            numbers = engine.numbers_per_token
         else:
-            memory = _HEAD_MEMORY.get(self.device.type, 2**30)
-        return max(memory // (one_tile * self.dtype.itemsize), 1)
+            config: Any = self.model.config
+            # The widest maps are the mask head's, two pixels per patch and side (unless a switch makes them smaller).
+            pixels = (2 * config.compression) ** 2
+            numbers = _HEAD_BUFFERS * pixels * config.text_config.hidden_size
+        return max(batch_memory(self.device) // (numbers * self.dtype.itemsize), 1)
 
     def _segment_window(
         self,
@@ -303,12 +373,13 @@ class Self1E:
         threshold: float,
         return_logits: bool,
         batch_size: int | None,
+        engine: FoldedModel | None,
     ) -> list[Segmentation]:
         """Segment a few pictures, their queries batched together."""
-        fresh = iter(self._encode_all([entry for entry, _ in window if isinstance(entry, _Tiles)]))
+        fresh = iter(self._encode_all([entry for entry, _ in window if isinstance(entry, _Tiles)], engine))
         pictures = [entry if isinstance(entry, EncodedPicture) else next(fresh) for entry, _ in window]
         rows = [_Row(index, query, kind) for index, (_, words) in enumerate(window) for query, kind in words]
-        logits = iter(self._mask_logits(pictures, rows, template, batch_size))
+        logits = iter(self._mask_logits(pictures, rows, template, batch_size, engine))
         return [
             _finish(picture, [query for query, _ in words], [next(logits) for _ in words], threshold, return_logits)
             for picture, (_, words) in zip(pictures, window, strict=True)
@@ -316,14 +387,19 @@ class Self1E:
 
     @torch.inference_mode()
     def _mask_logits(
-        self, pictures: Sequence[EncodedPicture], rows: Sequence[_Row], template: str | None, batch_size: int | None
+        self,
+        pictures: Sequence[EncodedPicture],
+        rows: Sequence[_Row],
+        template: str | None,
+        batch_size: int | None,
+        engine: FoldedModel | None,
     ) -> list[Tensor]:
         """Run the model on every row; return logits ``(h, w)``, float32, per row."""
         found: list[Tensor | None] = [None] * len(rows)
         answer = SEG_TOKEN * self.model.config.num_seg_tokens
-        for batch in self._batches([pictures[row.picture].grid for row in rows], batch_size):
+        ready = _Folded(engine, pictures, self._prefix()) if engine is not None else _Plain(self.model, pictures)
+        for batch in self._batches([pictures[row.picture].grid for row in rows], batch_size, engine):
             members = [rows[index] for index in batch]
-            used = sorted({row.picture for row in members})
             inputs = self.processor.segmentation_inputs(
                 [row.query for row in members],
                 num_tiles=[pictures[row.picture].grid.num_tiles for row in members],
@@ -331,28 +407,24 @@ class Self1E:
                 template=template,
                 answer=answer,
             )
-            output = self.model(
-                **{name: tensor.to(self.device) for name, tensor in inputs.items()},
-                vision=_join([pictures[picture].vision for picture in used]),
-                picture_of_row=[used.index(row.picture) for row in members],
-                logits_to_keep=1,  # next-token scores of every position would be the largest tensor of all
-            )
-            for index, logits in zip(batch, output.mask_logits, strict=True):
-                assert len(logits) == 1, "one mask per row"
-                found[index] = logits[0].float()
+            for index, logits in zip(batch, ready.mask_logits(inputs, [row.picture for row in members]), strict=True):
+                found[index] = logits.float()
         return [logits for logits in found if logits is not None]
 
-    def _batches(self, grids: Sequence[TileGrid], batch_size: int | None) -> list[list[int]]:
+    def _batches(
+        self, grids: Sequence[TileGrid], batch_size: int | None, engine: FoldedModel | None
+    ) -> list[list[int]]:
         """Group rows; those of like length go together, because shorter ones are padded."""
-        room = self._room(batch_size)
+        room = self._room(batch_size, engine)
+        # Beside rows twice as long, padding costs more than another pass. Folded rows of one pass are equally long.
+        longest = 2 if engine is None else 1
         batches: list[list[int]] = []
         cost = 0
         previous = 0
         for index in sorted(range(len(grids)), key=lambda index: grids[index].num_tiles):  # stable: in order
             tiles = grids[index].num_tiles
             cost += self._cost(grids[index], batch_size)
-            # Beside rows twice as long, padding costs more than another pass.
-            if not batches or cost > room or tiles > 2 * previous:
+            if not batches or cost > room or tiles > longest * previous:
                 batches.append([])
                 cost, previous = self._cost(grids[index], batch_size), tiles
             batches[-1].append(index)
@@ -378,10 +450,10 @@ class Self1E:
         tiles = 0
         if picture is not None:
             if isinstance(picture, EncodedPicture):
-                self._check_encoded(picture, max_tiles)
+                self._check_encoded(picture, max_tiles, None)
                 encoded = picture
             else:
-                encoded = self.encode(picture, max_tiles=max_tiles)
+                encoded = self.encode(picture, max_tiles=max_tiles, exact="plain")
             tiles = encoded.grid.num_tiles
             extra = {"vision": encoded.vision, "picture_of_row": [0]}
         ids = self.processor.tokenize_conversation([(question.strip(), None)], num_tiles=tiles).input_ids
@@ -428,6 +500,49 @@ class Self1E:
             raise CheckpointError(
                 f"{self.name}: model and processor differ in {', '.join(wrong)}; load both from one checkpoint."
             )
+
+
+class _Plain:
+    """Pictures of a window, as the plain modules take them."""
+
+    def __init__(self, model: Self1EForConditionalGeneration, pictures: Sequence[EncodedPicture]) -> None:
+        self._model = model
+        visions = [picture.vision for picture in pictures]
+        # What folded weights encoded lacks the fine features: once per picture, not once per batch.
+        self._visions = [
+            replace(vision, fine=model.fine_features(vision.patches)) if vision.fine is None else vision
+            for vision in visions
+        ]
+
+    def mask_logits(self, inputs: dict[str, Tensor], picture_of_row: Sequence[int]) -> list[Tensor]:
+        used = sorted(set(picture_of_row))
+        output = self._model(
+            **{name: tensor.to(self._model.device) for name, tensor in inputs.items()},
+            vision=_join([self._visions[picture] for picture in used]),
+            picture_of_row=[used.index(picture) for picture in picture_of_row],
+            logits_to_keep=1,  # next-token scores of every position would be the largest tensor of all
+        )
+        assert all(len(logits) == 1 for logits in output.mask_logits), "one mask per row"
+        return [logits[0] for logits in output.mask_logits]
+
+
+class _Folded:
+    """Pictures of a window, as folded weights take them."""
+
+    def __init__(self, engine: FoldedModel, pictures: Sequence[EncodedPicture], prefix: Sequence[int]) -> None:
+        self._engine = engine
+        self._pictures: list[FoldedPicture] = []
+        for picture in pictures:
+            folded = picture.folded
+            # Encoded by the plain modules, or before the processor got another system message.
+            if folded is None or (folded.memory is not None and folded.prefix != tuple(prefix)):
+                folded = engine.fold_pictures(picture.vision, prefix)[0]
+            self._pictures.append(folded)
+
+    def mask_logits(self, inputs: dict[str, Tensor], picture_of_row: Sequence[int]) -> list[Tensor]:
+        lengths = inputs["attention_mask"].sum(1).tolist()
+        rows = [ids[:length] for ids, length in zip(inputs["input_ids"].tolist(), lengths, strict=True)]
+        return self._engine.mask_logits(rows, [self._pictures[picture] for picture in picture_of_row])
 
 
 def check_queries(
