@@ -39,7 +39,7 @@ def decode_segmentation(segmentation: Any, size_wh: tuple[int, int], source: str
     Raises:
         DatasetError: An RLE that is malformed or of another size.
     """
-    return _decode_each(segmentation, size_wh, source).any(axis=0)
+    return np.logical_or.reduce(_decode_each(segmentation, size_wh, source), axis=0)
 
 
 def count_segmentation(segmentation: Any, size_wh: tuple[int, int], source: str = "") -> np.ndarray:
