@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 
 class RowWriter:
-    """Append rows to a file; each is on disk before the next is computed.
+    """Append rows to a file; each leaves the process before the next is computed, so that a crash loses none.
 
     >>> with RowWriter(path, run) as writer:                                # doctest: +SKIP
     ...     for sample in samples:
@@ -78,7 +78,9 @@ class RowWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def _append(self, content: dict[str, Any]) -> None:

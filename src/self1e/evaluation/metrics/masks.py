@@ -244,6 +244,16 @@ class MaskIoU(MaskMetric):
         return found
 
     @property
+    def intersections(self) -> list[int]:
+        """Pixels in both, per query."""
+        return [row["I"] for row in self.rows]
+
+    @property
+    def unions(self) -> list[int]:
+        """Pixels in either, per query."""
+        return [row["U"] for row in self.rows]
+
+    @property
     def ciou(self) -> float:
         """Sum of intersections over sum of unions; 1 if every truth and every prediction is empty, NaN of nothing."""
         return float("nan") if not len(self) else self.figures(self.rows)["ciou"]
