@@ -308,6 +308,9 @@ def test_other_language_models_take_the_plain_path(tiny):
     assert "dynamic" in str(obstacle(model))
     model.model.language_model = torch.nn.Identity()
     assert obstacle(model) == "a language model of type Identity"
+    model = tiny.tiny_model()
+    model.model.vision_tower = torch.nn.Identity()
+    assert obstacle(model) == "a vision encoder of type Identity"
 
 
 def test_adapters_and_replaced_layers_take_the_plain_path(tiny):
@@ -318,6 +321,9 @@ def test_adapters_and_replaced_layers_take_the_plain_path(tiny):
     model = tiny.tiny_model()
     model.mask_head.final_mlp.linear_1 = torch.nn.Bilinear(2, 2, 2)
     assert obstacle(model) == "a Bilinear where the plain Linear is folded"
+    model = tiny.tiny_model()
+    model.mask_head.odd = type("Quantised", (torch.nn.Parameter,), {})(torch.zeros(1))
+    assert obstacle(model) == "weights of type Quantised"
     model = tiny.tiny_model()
     model.mask_head.to(torch.bfloat16)
     assert obstacle(model) == "weights on several devices or of several types"

@@ -41,6 +41,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.models.internvl.modeling_internvl import InternVLVisionModel
 
 from self1e.errors import SettingError
 from self1e.inference.reader import KeysValues, Reader, unreadable
@@ -73,8 +74,13 @@ def obstacle(model: Self1EForConditionalGeneration) -> str | None:
     reason = unreadable(model.model.language_model)
     if reason is not None:
         return reason
+    if type(model.model.vision_tower) is not InternVLVisionModel:
+        return f"a vision encoder of type {type(model.model.vision_tower).__name__}"
     if any(hasattr(module, "base_layer") for module in model.modules()):
         return "adapters are attached; merge them to fold"
+    foreign = next((type(p).__name__ for p in model.parameters() if type(p) is not nn.Parameter), None)
+    if foreign is not None:  # quantised or sharded
+        return f"weights of type {foreign}"
     expected = [(module, nn.Linear) for name, module in _folded_modules(model).items() if name != "layer_norm"]
     expected += [(model.model.multi_modal_projector.layer_norm, nn.LayerNorm), (_patch_convolution(model), nn.Conv2d)]
     for module, kind in expected:
@@ -172,7 +178,7 @@ class FoldedModel:
         square = self.config.compression**2
 
         def cast(weight: Tensor, bias: Tensor) -> KeysValues:
-            return weight.to(device, dtype), bias.to(device, dtype)
+            return weight.to(dtype).to(device), bias.to(dtype).to(device)
 
         # i: (level/255 - mean)/std = (level - 128)/64 * 64/(255 std) + (128/255 - mean)/std
         weight, bias = _wide(_patch_convolution(self.model))
@@ -196,7 +202,7 @@ class FoldedModel:
         vision, language = (_blocks(found[name], square) for name in ("vision_2", "language_2"))
         self._vision_2 = cast(*_stacked([_joined(first, block) for block in vision]))
         self._language_2 = cast(*_stacked([_joined(first, block) for block in language]))
-        self._bias_1 = found["final_1"][1].to(device, dtype)
+        self._bias_1 = found["final_1"][1].to(dtype).to(device)
 
         # b3, and W1 of the query
         weight, bias = (torch.stack(part).mean(0) for part in zip(*language, strict=True))
@@ -322,14 +328,15 @@ class FoldedModel:
             picture = pictures[0]
             assert picture.memory is not None, "made for image tokens that see no word"
             query, constant = self._query(self._reader.read_words(words, picture.memory))
-            return [self._dot(picture.pixels, *one) for one in zip(query, constant, strict=True)]
+            logits = _at_least_float32(picture.pixels @ query.T) + constant  # (h, w, K)
+            return list(logits.permute(2, 0, 1).contiguous())
         coarse = torch.stack([picture.coarse.flatten(0, 1) for picture in pictures])
         coarse_out, seg = self._reader.read_rows(prefix, words, coarse)
         query, constant = self._query(seg)
         found = []
         for row, picture in enumerate(pictures):  # one by one: these maps are the widest of all
             pixels = self._fuse(picture.pixels, coarse_out[row], picture.grid)
-            found.append(self._dot(pixels, query[row], constant[row]))
+            found.append(_at_least_float32(pixels @ query[row]) + constant[row])
         return found
 
     # ------------------------------------------------------------------ mask head
@@ -347,9 +354,6 @@ class FoldedModel:
         seg = F.gelu(F.linear(seg, *self._query_1))
         score, shared = self._score
         return F.linear(seg, score, shared), _at_least_float32(seg) @ _at_least_float32(shared) + self._score_constant
-
-    def _dot(self, pixels: Tensor, query: Tensor, constant: Tensor) -> Tensor:
-        return _at_least_float32(pixels @ query) + constant
 
 
 def _folded_modules(model: Self1EForConditionalGeneration) -> dict[str, Any]:
@@ -382,7 +386,8 @@ def _versions(model: Self1EForConditionalGeneration) -> tuple[Any, ...]:
 def _wide(module: Any) -> tuple[Tensor, Tensor]:
     """Weight and bias in float64; on the CPU where the device has no such type."""
     device = "cpu" if module.weight.device.type == "mps" else module.weight.device
-    weight, bias = (part.detach().to(device, torch.float64) for part in (module.weight, module.bias))
+    # In two steps: on MPS a single one would convert first.
+    weight, bias = (part.detach().to(device).to(torch.float64) for part in (module.weight, module.bias))
     return weight, bias
 
 

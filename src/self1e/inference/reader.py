@@ -18,8 +18,7 @@ Three facts about dual perception (`self1e.model.attention`) decide what is comp
 With ``attention="image"`` or ``"causal"`` image tokens see no [SEG]: then they are read once per picture, and a row
 costs its words only, without [SEG] unless it is the one to be read.
 
-Layers are taken apart, but every weight is used through the library's own module, so adapters of number formats
-(quantised linears) work. Rows of the same kind share a pass.
+Layers are taken apart, but every weight is used through the library's own module: one loop serves every family.
 
 Shapes: B rows; P prefix, M image and n word tokens; KV key heads; D width.
 """
