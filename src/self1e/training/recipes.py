@@ -94,7 +94,7 @@ def nano() -> TrainRecipe:
     """
     return TrainRecipe(
         name="nano",
-        pictures=88_000,
+        pictures=70_400,
         batch_size=16,
         encoder_pictures=86_400,
         encoder_matrix_learning_rate=4e-3,
