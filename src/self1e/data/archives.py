@@ -247,7 +247,7 @@ def _reading(archive: Path) -> Iterator[None]:
     except (*_DAMAGE, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        told = str(error).rstrip(".") or type(error).__name__
+        told = str(error).partition("\n")[0].rstrip(".:") or type(error).__name__  # tarfile lists what it tried
         raise DatasetError(
             f"{archive}: cannot be unpacked: {told}; expected a whole zip or tar file. Download it again."
         ) from error

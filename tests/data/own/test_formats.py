@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 import shutil
 import struct
@@ -77,7 +78,7 @@ def test_what_annotators_did_not_find_is_absent(every_format):
 def test_reading_is_lazy_and_repeatable(every_format):
     _, root = every_format
     data = open_data(root)
-    before = data[1]
+    before = pickle.loads(pickle.dumps(data))[1]  # as the workers of a loader get it
     for path in root.rglob("0.png"):
         path.unlink()
     again = data[1]
@@ -252,7 +253,7 @@ def test_a_mask_without_pixels_is_left_out_not_called_absent(small):
         ("colour.png", "bands R.G.B; expected grey levels"),
         ("m.jpg", "m.jpg is JPEG; expected PNG"),
         ("wide.png", "wide.png is 13x10; expected 12x10"),
-        ("broken.png", "broken.png is damaged.*expected a PNG that can be decoded"),
+        ("broken.png", "broken.png is cut short, or damaged.*expected a PNG that can be decoded"),
         ({"file": "grey.png", "value": "x"}, "value 'x'; expected a whole number"),
         ([], "an empty list; expected a mask, or null. Write null"),
         (7, "7; expected a path, a run-length code, polygons"),
@@ -345,6 +346,26 @@ def test_a_picture_that_is_not_of_the_noted_size_says_so(tmp_path, writers):
     with pytest.raises(DatasetError, match=r"0.png is 18x24; expected 24x18, as noted.*EXIF") as error:
         open_data(root)[0]
     assert "instances_train.json, image 10" in str(error.value)
+
+
+def test_a_picture_without_anything_is_asked_about_what_is_not_there(tmp_path, writers):
+    root = writers["coco"](tmp_path)
+    file = root / "annotations" / "instances_train.json"
+    content = json.loads(file.read_text())
+    del content["annotations"][0]
+    file.write_text(json.dumps(content))
+    sample = open_data(root)[0]
+    assert [(t.text, t.tag, bool(t.mask.any())) for t in sample.targets] == [
+        ("the red block", "absent", False),
+        ("the blue block", "absent", False),
+    ]
+
+
+def test_two_pictures_of_one_mask_are_a_problem(tmp_path, writers):
+    root = writers["indexed"](tmp_path)
+    Image.new("RGB", (24, 18)).save(root / "images" / "train" / "0.bmp")
+    with pytest.raises(DatasetError, match=r"0.png beside 0.bmp; expected one picture per mask"):
+        open_data(root)
 
 
 def test_panoptic_names_lose_their_history(tmp_path, writers):
@@ -465,6 +486,15 @@ def test_mask_files_cannot_be_bombs(small):
         with pytest.raises(Flaw) as error:
             MaskFile(small / "bomb.png").decode((12, 10))
         assert error.value.kind == ("size-differs" if side == 10_000 else "bad-mask")
+
+
+def test_a_missing_picture_with_another_suffix_is_suggested(small):
+    data = open_data(write_lines(small, {"image": "p.jpg", "query": "x", "mask": None}))
+    with pytest.raises(DatasetError, match=r"p.jpg: no such file; expected a picture. Did you mean 'p.png'\?"):
+        data[0]
+    data = open_data(write_lines(small, {"image": "no/p.png", "query": "x", "mask": None}))
+    with pytest.raises(DatasetError, match=r"There is no folder .*no either: .*--pictures"):
+        data[0]
 
 
 def test_paths_are_relative_to_the_annotations(small):

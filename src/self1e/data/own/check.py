@@ -35,7 +35,7 @@ class Counts:
     """Different files that could be opened."""
     records: int = 0
     queries: int = 0
-    """That could be decoded, those of absent things included."""
+    """Of pictures that could be opened, those of absent things included."""
     absent: int = 0
     sizes_wh: list[tuple[int, int]] = field(default_factory=list)
     """Of every picture."""
@@ -145,9 +145,9 @@ def check_data(
         drawn = -(-_SHEET_PICTURES // len(splits or found.splits))
         shown = {round(place) for place in np.linspace(0, len(parsed.records) - 1, drawn)}
         for number, record in enumerate(progress(parsed.records, len(parsed.records))):
-            sample = checker.check(record)
-            if sample is not None and number in shown:
-                samples.append(_shrink(sample))
+            sample = checker.check(record, keep=number in shown)
+            if sample is not None:
+                samples.append(sample)
         counts[split] = checker.counts
     problems = [*checker.problems, *_find_copies(list(checker.seen.values()), outside)]
     order = list(KINDS)
@@ -179,19 +179,23 @@ class _Checker:
             flaw = Flaw("bad-record", "no record", "at least one", "Is it the right file?")
             self.problems.append(flaw.at(parsed.file, split=split))
 
-    def check(self, record: Record) -> Sample | None:
-        """Check one record; returns its sample if it is sound."""
+    def check(self, record: Record, *, keep: bool) -> Sample | None:
+        """Check one record; returns its sample, small, if it is sound and wanted."""
         before = len(self.problems)
+        kept = []
         try:
             image = record.open()
             self._see(record, image)
-            decoded = list(self._check_queries(record, image.size))
+            for decoded in self._check_queries(record, image.size):
+                if keep:  # otherwise one mask at a time: a large picture may have a hundred
+                    kept.append(decoded)
         except Flaw as flaw:
             self._report(flaw, record, "")
         except Exception as error:  # whatever one record holds, the others are to be checked
             self._report(_unforeseen(error), record, "")
         else:
-            return make_sample(record, image, decoded) if len(self.problems) == before else None
+            if keep and len(self.problems) == before:
+                return _shrink(make_sample(record, image, kept))
         return None
 
     def _see(self, record: Record, image: Image.Image) -> None:

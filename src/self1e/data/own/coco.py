@@ -57,8 +57,8 @@ def read_instances(file: Path, split: str, pictures: Path | None = None) -> Pars
     regions: dict[Id, dict[Id, list[tuple[str, Region]]]] = {key: {} for key in coco.images}
     for where, entry in coco.entries("annotations", "annotation"):
         try:
-            image, category = coco.image_of(entry), coco.category_of(entry)
-            regions[image].setdefault(category, []).append((where, _region(entry)))
+            image, category, region = coco.image_of(entry), coco.category_of(entry), _region(entry)
+            regions[image].setdefault(category, []).append((where, region))
         except Flaw as flaw:
             coco.parsed.report(flaw, where)
 

@@ -22,7 +22,6 @@ import numpy as np
 
 from self1e.data.own.records import Decoded, Flaw, Parsed, Record, SizeWH, as_query, exists
 from self1e.data.own.regions import read_map
-from self1e.errors import did_you_mean
 from self1e.processing.pictures import SUFFIXES
 
 PICTURES = ("images", "JPEGImages", "imgs")
@@ -55,11 +54,19 @@ def read_indexed(file: Path, split: str, pictures: Path | None = None) -> Parsed
         return parsed
     names = tuple(as_query(name) for name in classes.values() if not means_nothing(name))
     inside = "" if file.suffix == ".txt" or file == root else file.name
-    found = {path.relative_to(images).with_suffix("").as_posix(): path for path in _list_pictures(images / inside)}
+    found: dict[str, Path] = {}
+    for path in _list_pictures(images / inside):
+        name = path.relative_to(images).with_suffix("").as_posix()
+        if name in found:
+            flaw = Flaw(
+                "bad-record", f"{path.name} beside {found[name].name}", "one picture per mask", "Move one away."
+            )
+            parsed.report(flaw, file=path)
+        found.setdefault(name, path)
     for where, name in _names(file, parsed, list(found)):
         if name not in found:
-            hint = did_you_mean(name, found, cutoff=0.8).strip() or f"Put the picture into {images.name}/."
-            parsed.report(Flaw("missing-file", f"no picture {name}", "the picture", hint), where, file)
+            advice = f"Put it into {images.name}/, or take the name out."
+            parsed.report(Flaw("missing-file", f"no picture {name}", "a picture", advice), where, file)
             continue
         mask = _mask_path(masks, name)
         parsed.records.append(

@@ -19,7 +19,7 @@ from PIL import Image
 
 from self1e.data.sample import Sample, Target
 from self1e.errors import DatasetError, PictureError
-from self1e.processing.pictures import open_picture
+from self1e.processing.pictures import SUFFIXES, open_picture
 from self1e.processing.prompts import Kind, guess_kind
 
 SizeWH = tuple[int, int]
@@ -182,7 +182,8 @@ class Record:
             Flaw: It is missing, unreadable, or not of the size that is noted.
         """
         if not exists(self.picture):
-            raise Flaw("missing-file", _told_of(self.picture), "a picture", "Add it, or take the entry out.")
+            advice = _hint(self.picture) or "Add it, or take the entry out."
+            raise Flaw("missing-file", f"{self.picture}: no such file", "a picture", advice)
         try:
             image = open_picture(self.picture).image
         except PictureError as error:
@@ -247,7 +248,11 @@ class OwnData(Sequence[Sample]):
 
 
 def make_sample(record: Record, image: Image.Image, found: Sequence[Decoded]) -> Sample:
-    """Build a sample from what was decoded; empty masks of what should be there are left out."""
+    """Build a sample from what was decoded; empty masks of what should be there are left out.
+
+    A picture in which nothing was found is asked about the names that are absent: a sample without any query would
+    teach nothing.
+    """
     targets = [
         Target(
             text=decoded.text,
@@ -259,9 +264,12 @@ def make_sample(record: Record, image: Image.Image, found: Sequence[Decoded]) ->
         if decoded.is_absent or decoded.mask.any()
     ]
     named = {decoded.text for decoded in found}
-    absent = (name for name in record.names if name not in named)
+    absent = tuple(dict.fromkeys(name for name in record.names if name not in named))
+    if not targets:  # nothing is there, and that is what can be asked
+        nothing = np.zeros(image.size[::-1], dtype=bool)
+        targets = [Target(text=name, mask=nothing, tag="absent") for name in absent]
     source = "/".join(part for part in (record.file.name, record.where.replace(" ", "-")) if part)
-    return Sample(image=image, targets=tuple(targets), source=source, extra={"absent": tuple(dict.fromkeys(absent))})
+    return Sample(image=image, targets=tuple(targets), source=source, extra={"absent": absent})
 
 
 def as_query(name: str) -> str:
@@ -335,19 +343,23 @@ def as_size(width: Any, height: Any) -> SizeWH | None:
     return None
 
 
-def _told_of(path: Path) -> str:
+def _hint(path: Path) -> str:
+    """Guess what was meant by a picture that is missing; quickly, because all of them may be."""
     try:
-        open_picture(path)
-    except PictureError as error:
-        return _first_sentence(error, path)
-    return f"{path} appeared just now"
+        if not path.parent.is_dir():
+            return f"There is no folder {path.parent} either: name the pictures' folder with --pictures."
+    except (OSError, ValueError):
+        return ""
+    stem = path.name.removesuffix(path.suffix)
+    endings = (ending for suffix in sorted(SUFFIXES) for ending in (suffix, suffix.upper()))
+    other = next((f"{stem}{ending}" for ending in endings if exists(path.parent / f"{stem}{ending}")), None)
+    return f"Did you mean {other!r}?" if other else ""
 
 
 def _first_sentence(error: PictureError, path: Path) -> str:
     """Leave out what a picture's error advises: the problem has advice of its own."""
-    told, *advice = str(error).removeprefix(f"{path}: ").split(". ")
-    guess = next((part.rstrip(".") for part in advice if part.startswith("Did you mean")), "")
-    return f"{path}: {told.rstrip('.')}" + (f". {guess}" if guess else "")
+    told = str(error).removeprefix(f"{path}: ").split(". ")[0]
+    return f"{path}: {told.rstrip('.')}"
 
 
 Reader = Callable[[Path, str, Path | None], Parsed]
