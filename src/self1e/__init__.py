@@ -20,14 +20,18 @@ if TYPE_CHECKING:
         CheckpointError,
         DatasetError,
         MissingDependencyError,
+        OutputError,
         PictureError,
         PromptError,
         Self1EError,
         SettingError,
     )
+    from self1e.inference.folder import segment_folder
     from self1e.inference.segmenter import EncodedPicture, Self1E, load
     from self1e.model.modeling import Self1EForConditionalGeneration
     from self1e.processing.image import Self1EImageProcessor
+    from self1e.processing.limits import PictureLimits
+    from self1e.processing.pictures import open_picture
     from self1e.processing.processor import Self1EProcessor
     from self1e.structures import Segmentation, TileGrid
 
@@ -50,6 +54,10 @@ _HOME = {
     "CheckpointError": "self1e.errors",
     "DatasetError": "self1e.errors",
     "MissingDependencyError": "self1e.errors",
+    "OutputError": "self1e.errors",
+    "PictureLimits": "self1e.processing.limits",
+    "open_picture": "self1e.processing.pictures",
+    "segment_folder": "self1e.inference.folder",
 }
 
 __all__ = [
@@ -57,7 +65,9 @@ __all__ = [
     "DatasetError",
     "EncodedPicture",
     "MissingDependencyError",
+    "OutputError",
     "PictureError",
+    "PictureLimits",
     "PromptError",
     "Segmentation",
     "Self1E",
@@ -70,6 +80,8 @@ __all__ = [
     "TileGrid",
     "__version__",
     "load",
+    "open_picture",
+    "segment_folder",
 ]
 
 

@@ -33,6 +33,10 @@ class DatasetError(Self1EError, ValueError):
     """Training or evaluation data that is missing or malformed."""
 
 
+class OutputError(Self1EError, OSError):
+    """Results that cannot be written: a full disk, a folder that is not writable or in use by another run."""
+
+
 class MissingDependencyError(Self1EError, ImportError):
     """An optional package is not installed; the message holds its ``pip install``."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
@@ -11,13 +12,23 @@ from pathlib import Path
 
 from self1e.errors import SettingError
 
+_TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove what a process that was killed while writing has left in a folder. Nobody may be writing there."""
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if _TEMPORARY.fullmatch(path.name):
+                path.unlink(missing_ok=True)
+
 
 def atomic_write(path: Path, content: bytes) -> Path:
     """Write ``content`` to ``path``: other processes see the old file or the new one, never a part."""
     return atomic_write_all([(path, content)])[0]
 
 
-def atomic_write_all(files: Iterable[tuple[Path, bytes]]) -> list[Path]:
+def atomic_write_all(files: Iterable[tuple[Path, bytes]], *, sync: bool = False) -> list[Path]:
     """Write several files, each whole or not at all, and none before all could be written.
 
     Each goes to a temporary file in its own folder (a rename across disks would be a copy), and only when all
@@ -25,6 +36,8 @@ def atomic_write_all(files: Iterable[tuple[Path, bytes]]) -> list[Path]:
 
     Args:
         files: Paths and contents; a generator is consumed one file at a time.
+        sync: Wait until the contents are on the disk before they take their names: a name that is there after a
+            power cut then stands for a whole file.
 
     Returns:
         The paths, in order.
@@ -36,6 +49,9 @@ def atomic_write_all(files: Iterable[tuple[Path, bytes]]) -> list[Path]:
             written.append((temporary, path))
             with temporary.open("xb") as file:  # not mkstemp, which makes files that only their owner can read
                 file.write(content)
+                if sync:
+                    file.flush()
+                    os.fsync(file.fileno())
         for temporary, path in written:
             temporary.replace(path)
     finally:

@@ -14,7 +14,6 @@ from PIL import Image
 
 from self1e.cli import demo as demo_module
 from self1e.cli.main import main
-from self1e.cli.segment import file_stems
 from self1e.inference.loading import NANO
 from self1e.structures import Segmentation
 
@@ -74,7 +73,8 @@ def test_a_broken_picture_is_reported_and_stops_nothing(run, folder):
     assert len(out.splitlines()) == 2
     assert len(err.splitlines()) == 1
     assert err.startswith(f"self1e: {Path('in/broken.png')}: ")
-    assert sorted(path.name for path in Path("o").iterdir()) == ["one.overlay.png", "two.overlay.png"]
+    names = ["manifest.jsonl", "one.png.overlay.png", "two.jpg.overlay.png"]
+    assert sorted(path.name for path in Path("o").iterdir()) == names
 
 
 def test_a_missing_picture_stops_nothing(run, folder):
@@ -118,15 +118,6 @@ def test_same_names_from_different_folders_do_not_overwrite(run, folder, picture
     status, out, _ = run("segment", "in/one.png", "other", "-q", "blue", "--out", "o")
     assert status == 0
     assert len(out.splitlines()) == len(list(Path("o").iterdir())) == 3
-
-
-def test_file_stems_are_unique_on_any_file_system():
-    paths = [Path(p) for p in ("a/x.png", "b/x.png", "b/x.jpg", "c/b/X.png", "y.png", "y.coco.png", "z.polygons.png")]
-    stems = file_stems(paths)
-    assert stems[4] == "y"
-    assert len({stem.casefold() for stem in stems}) == len(stems)
-    assert not any("." in stem for stem in stems)
-    assert stems[:3] == ["a-x-png", "b-x-png", "b-x-jpg"]
 
 
 def test_a_second_run_leaves_out_what_the_first_one_drew(run, folder):

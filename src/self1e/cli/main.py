@@ -1,8 +1,8 @@
 """The command ``self1e``: one file per command, wired here.
 
 Exit status: 0 all is well; 1 something failed (a picture, a model, this machine); 2 the command was not
-understood. Only typer and the standard library are imported above; a command imports what it needs when it runs,
-so that ``--help`` comes at once.
+understood; 130 stopped with Ctrl-C. Only typer and the standard library are imported above; a command imports what it
+needs when it runs, so that ``--help`` comes at once.
 """
 
 from __future__ import annotations

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import glob
 import json
-import re
+import os
+import signal
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,19 +18,26 @@ import typer
 
 from self1e.cli.options import NANO_KNOWS, DeviceOption, DtypeOption, ModelOption, load_quietly, say, summary
 from self1e.errors import PictureError, Self1EError, SettingError
+from self1e.processing.limits import MAX_BYTES, MAX_PIXELS, MAX_SECONDS
 
-_OURS = re.compile(r"\.(overlay|mask\d+)\.png$", re.IGNORECASE)
 _OUT = Path("self1e-output")
 
 
 def segment(
     context: typer.Context,
-    pictures: Annotated[list[str], typer.Argument(metavar="PICTURE|FOLDER|GLOB", help="What to look at.")],
+    pictures: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PICTURE|FOLDER|GLOB", help="What to look at; may be left out with a table."),
+    ] = None,
     query: Annotated[
         list[str] | None, typer.Option("--query", "-q", help='What to find: "the red cup". May be repeated.')
     ] = None,
     queries_file: Annotated[
-        Path | None, typer.Option(help="File with one query per line; empty lines and lines with # are left out.")
+        Path | None,
+        typer.Option(
+            help="Text with one query per line (without empty lines and those with #); or queries per picture: "
+            "CSV with the header image,query, or JSON lines with image and query or queries."
+        ),
     ] = None,
     model: ModelOption = "nano",
     out: Annotated[
@@ -40,48 +51,186 @@ def segment(
     ] = None,
     kind: Annotated[str, typer.Option(help="phrase, sentence, or auto to guess.")] = "auto",
     threshold: Annotated[float, typer.Option(help="Foreground is where the logit is above it.")] = 0.0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Do pictures again that are finished.")] = False,
+    update: Annotated[
+        bool, typer.Option("--update", help="Do finished pictures again whose file, queries or settings have changed.")
+    ] = False,
+    max_pixels: Annotated[int, typer.Option(help="Largest picture, width times height; 0 for no limit.")] = MAX_PIXELS,
+    max_bytes: Annotated[int, typer.Option(help="Largest file; 0 for no limit.")] = MAX_BYTES,
+    max_seconds: Annotated[
+        float, typer.Option(help="Most processor time to decode a picture; 0 for no limit.")
+    ] = MAX_SECONDS,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line per picture, and nothing else.")] = False,
 ) -> None:
     """Find in pictures what the words mean.
 
-    A picture that cannot be read is reported and does not stop the others; the exit status is then 1.
+    A picture that cannot be read is reported and does not stop the others; the exit status is then 1. Several pictures
+    get a manifest.jsonl in the folder of the files: the same command again skips what is finished.
     """
-    queries = _queries(query or [], queries_file)
+    from self1e.inference.tables import TABLE_SUFFIXES, read_table
+    from self1e.processing.limits import PictureLimits
+
+    arguments = pictures or []
+    table = None
+    if queries_file is not None and queries_file.suffix.lower() in TABLE_SUFFIXES:
+        table, queries_file = read_table(queries_file, kind=kind), None
+    if not arguments and table is None:
+        raise typer.BadParameter("Missing argument 'PICTURE|FOLDER|GLOB': say what to look at.")
+    queries = _queries(query or [], queries_file, needed=table is None)
     names = [name.strip() for name in formats.split(",") if name.strip()]
     _check(queries, kind, names, max_tiles, out)
-    found, failures = _find(pictures)
+    if overwrite and update:
+        raise SettingError("--overwrite does all pictures again, --update only those that have changed: use one.")
+    limits = PictureLimits(max_pixels=max_pixels, max_bytes=max_bytes, max_seconds=max_seconds)
+    found, failures = _find(arguments)
     for name, problem in failures:
         _report(name, problem, as_json)
-    if not found:
+    if arguments and not found:
         raise typer.Exit(1)
     _enable_heic()
+    task = _Task(queries, table, names, kind, max_tiles, threshold, limits, as_json)
     debug = bool(context.parent and context.parent.params.get("debug"))
-    segmenter = load_quietly(model, device, dtype)
-    if segmenter.name == "nano":
-        say(NANO_KNOWS)
-    folder = out or (None if as_json else _OUT)
-    failed = bool(failures)
-    for path, stem in _progress(found, file_stems(found)):
+    try:
+        segmenter = load_quietly(model, device, dtype)
+        if segmenter.name == "nano":
+            say(NANO_KNOWS)
+        single = len(arguments) == 1 and Path(arguments[0]).is_file() and table is None
+        if single or (as_json and out is None):
+            failed = _one_by_one(segmenter, task, found, out or (None if as_json else _OUT), debug)
+        else:
+            existing = "overwrite" if overwrite else "update" if update else "keep"
+            given = [name for name in arguments if name not in dict(failures)]
+            failed = _folder(segmenter, task, given, out or _OUT, existing)
+    except KeyboardInterrupt:
+        say("self1e: stopped")
+        raise typer.Exit(130) from None
+    if failed or failures:
+        raise typer.Exit(1)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is asked, of whatever picture."""
+
+    queries: list[str]
+    table: Any
+    formats: list[str]
+    kind: str
+    max_tiles: int | None
+    threshold: float
+    limits: Any
+    as_json: bool
+
+
+def _one_by_one(segmenter: Any, task: _Task, paths: Sequence[Path], folder: Path | None, debug: bool) -> bool:
+    """Segment without a manifest: one picture, or none that is to be kept. Say whether one has failed."""
+    from self1e.processing.pictures import open_picture
+
+    failed = False
+    own = task.table.queries if task.table else {}
+    for path in _progress(paths or list(own)):
+        queries = list(dict.fromkeys([*task.queries, *own.get(Path(os.path.abspath(path)), ())]))  # noqa: PTH100
+        if not queries:
+            continue  # not in the table
         try:
             started = time.perf_counter()
-            result = segmenter.segment(path, queries, kind=kind, max_tiles=max_tiles, threshold=threshold)
+            opened = open_picture(path, **vars(task.limits))
+            result = segmenter.segment(
+                opened, queries, kind=task.kind, max_tiles=task.max_tiles, threshold=task.threshold
+            )
             seconds = time.perf_counter() - started
-            files = _write(result, folder, stem, names)
+            files = _write(result, folder, path.stem, task.formats)
         # Also what a full disk or an exhausted device raises: the next picture may be smaller.
         except (Self1EError, OSError, MemoryError, RuntimeError) as error:
             if debug:
                 raise
-            _report(str(path), _one_line(error), as_json)
+            _report(str(path), _one_line(error), task.as_json)
             failed = True
         else:
-            _show(path, result, files, seconds, as_json)
-    if failed:
-        raise typer.Exit(1)
+            _show(path, result, [str(file) for file in files], task.as_json, seconds)
+    return failed
 
 
-def _queries(given: Sequence[str], file: Path | None) -> list[str]:
+def _folder(segmenter: Any, task: _Task, sources: list[str], out: Path, existing: Any) -> bool:
+    """Segment with a manifest, resumable. Say whether a picture has failed."""
+    from tqdm import tqdm
+
+    from self1e.inference.folder import segment_folder
+
+    bars: list[Any] = []
+    stop = threading.Event()
+
+    def told(record: Any, result: Any, report: Any) -> None:
+        if not bars:
+            bars.append(tqdm(total=report.total, initial=report.kept, unit="picture", disable=None, leave=False))
+        bars[0].update()
+        if result is None:
+            _report(record.source, record.error, task.as_json)
+        else:
+            _show(Path(record.source), result, [str(out / name) for name in record.files], task.as_json)
+
+    with _stopping(stop):
+        try:
+            report = segment_folder(
+                segmenter,
+                sources or None,
+                out,
+                task.queries,
+                table=task.table,
+                formats=task.formats,
+                kind=task.kind,  # type: ignore[arg-type]  # checked
+                max_tiles=task.max_tiles,
+                threshold=task.threshold,
+                existing=existing,
+                limits=task.limits,
+                stop=stop,
+                on_record=told,
+            )
+        except KeyboardInterrupt:
+            say(f"self1e: stopped at once; the same command goes on after the last line of {out / 'manifest.jsonl'}")
+            raise typer.Exit(130) from None
+        finally:
+            for bar in bars:
+                bar.close()
+    if report.left_out:
+        say(f"self1e: left out {report.left_out} pictures that self1e has drawn, or that the table does not name")
+    if report.kept:
+        say(f"self1e: {report.kept} of {report.total} were finished before; --overwrite does them again")
+    if report.stopped:
+        say(
+            f"self1e: stopped; {report.kept + report.done} of {report.total} pictures are finished. "
+            "The same command goes on where this one stopped."
+        )
+        raise typer.Exit(130)
+    return bool(report.failed)
+
+
+@contextmanager
+def _stopping(stop: threading.Event) -> Iterator[None]:
+    """Let the first Ctrl-C set ``stop``, and the second one interrupt. SIGTERM, which batch systems send, is the same."""
+
+    def ask(number: int, frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        # Straight to the file: a handler may have interrupted a print, and prints do not nest.
+        os.write(2, b"self1e: stopping after this picture; once more to stop at once\n")
+
+    if threading.current_thread() is not threading.main_thread():  # only there Python delivers signals
+        yield
+        return
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, ask) for number in signals]
+    try:
+        yield
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _queries(given: Sequence[str], file: Path | None, *, needed: bool) -> list[str]:
     """Collect the queries, those of the command line first."""
     queries = list(given)
     if file is not None:
@@ -90,7 +239,7 @@ def _queries(given: Sequence[str], file: Path | None) -> list[str]:
         except (OSError, UnicodeDecodeError) as error:
             raise SettingError(f"--queries-file {file}: cannot be read as UTF-8 text: {error}.") from error
         queries += [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-    if not queries:
+    if not queries and needed:
         raise SettingError('No query: say what to find with -q "the red cup", or name a --queries-file.')
     return queries
 
@@ -130,12 +279,6 @@ def _find(arguments: Sequence[str]) -> tuple[list[Path], list[tuple[str, str]]]:
         except (PictureError, OSError) as error:  # OSError: a name too long, a folder that may not be entered
             failures.append((argument, "no such file or folder" if _is_missing(argument) else str(error)))
             continue
-        if not Path(argument).is_file():
-            # A second run on the same folder should not segment what the first one drew.
-            kept = [path for path in matches if not _OURS.search(path.name)]
-            if len(kept) < len(matches):
-                say(f"self1e: {argument}: left out {len(matches) - len(kept)} pictures that self1e has drawn")
-            matches = kept
         found.update(dict.fromkeys(matches))
     return list(found), failures
 
@@ -147,30 +290,6 @@ def _is_missing(argument: str) -> bool:
         return False
 
 
-def file_stems(paths: Sequence[Path]) -> list[str]:
-    """Name the outputs of each picture: its own name, with more of its path where two would share it.
-
-    No two pictures share a name, on file systems that ignore case as well.
-    """
-    counts: dict[str, int] = {}
-    for path in paths:
-        counts[path.stem.casefold()] = counts.get(path.stem.casefold(), 0) + 1
-    taken: set[str] = set()
-    stems = []
-    for path in paths:
-        stem = path.stem
-        if counts[stem.casefold()] > 1:
-            stem = "-".join([*[path.absolute().parent.name], stem, path.suffix.lstrip(".")]).strip("-")
-        if stem.lower().endswith((".coco", ".polygons")):
-            stem = stem.replace(".", "-")  # its STEM.json would be another picture's STEM.coco.json
-        number, unique = 2, stem
-        while unique.casefold() in taken:
-            unique, number = f"{stem}-{number}", number + 1
-        taken.add(unique.casefold())
-        stems.append(unique)
-    return stems
-
-
 def _write(result: Any, folder: Path | None, stem: str, formats: list[str]) -> list[Path]:
     if folder is None:
         return []
@@ -179,29 +298,24 @@ def _write(result: Any, folder: Path | None, stem: str, formats: list[str]) -> l
     return write_outputs(result, folder, stem, formats)
 
 
-def _progress(paths: Sequence[Path], stems: Sequence[str]) -> Any:
+def _progress(paths: Sequence[Path]) -> Any:
     """Go through the pictures, with a bar on stderr if a person is looking and there are several."""
     from tqdm import tqdm
 
-    pairs = list(zip(paths, stems, strict=True))
-    return tqdm(pairs, unit="picture", disable=True if len(pairs) < 2 else None, leave=False)
+    return tqdm(paths, unit="picture", disable=True if len(paths) < 2 else None, leave=False)
 
 
-def _show(path: Path, result: Any, files: Sequence[Path], seconds: float, as_json: bool) -> None:
+def _show(path: Path, result: Any, files: Sequence[str], as_json: bool, seconds: float | None = None) -> None:
     if as_json:
         from self1e.inference.export import entries
 
-        _line(
-            json.dumps(
-                {
-                    "picture": str(path),
-                    "size_wh": list(result.size_wh),
-                    "queries": entries(result),
-                    "files": [str(file) for file in files],
-                    "seconds": round(seconds, 3),
-                }
-            )
-        )
+        line = {
+            "picture": str(path),
+            "size_wh": list(result.size_wh),
+            "queries": entries(result),
+            "files": list(files),
+        }
+        _line(json.dumps(line if seconds is None else line | {"seconds": round(seconds, 3)}))
         return
     width, height = result.size_wh
     told = [

@@ -29,7 +29,9 @@ from self1e.structures import Segmentation, mask_image
 Files = Iterator[tuple[str, bytes]]  # what follows the stem, and the content
 
 
-def write_outputs(result: Segmentation, folder: Path, stem: str, formats: Sequence[str]) -> list[Path]:
+def write_outputs(
+    result: Segmentation, folder: Path, stem: str, formats: Sequence[str], *, sync: bool = False
+) -> list[Path]:
     """Write a result in one or more formats, replacing files of the same names.
 
     Every file is written whole, and if one cannot be made, none is: see ``self1e.files``.
@@ -39,6 +41,7 @@ def write_outputs(result: Segmentation, folder: Path, stem: str, formats: Sequen
         folder: Where to; made if it is not there.
         stem: What the file names begin with, e.g. the picture's name without its suffix.
         formats: Names from ``FORMATS``.
+        sync: Wait until the files are on the disk.
 
     Returns:
         The files written.
@@ -48,7 +51,8 @@ def write_outputs(result: Segmentation, folder: Path, stem: str, formats: Sequen
         raise SettingError(f"stem={stem!r} must be a bare file name: put folders into `folder`.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    return atomic_write_all((folder / f"{stem}.{ending}", data) for write in writers for ending, data in write(result))
+    files = ((folder / f"{stem}.{ending}", data) for write in writers for ending, data in write(result))
+    return atomic_write_all(files, sync=sync)
 
 
 def check_formats(formats: Sequence[str]) -> list[str]:
