@@ -7,6 +7,7 @@ unchanged, or gone.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import lzma
@@ -192,7 +193,7 @@ def _write(member: _Member, path: Path, archive: Path) -> bool:
             )
         part.replace(path)
     except OSError as error:
-        if error.errno == 28:  # no space left on the device
+        if error.errno == errno.ENOSPC:
             free = shutil.disk_usage(path.parent).free
             raise DatasetError(
                 f"{path}: the disk is full ({free:,} bytes left). Make room and run it again."

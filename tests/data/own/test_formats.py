@@ -406,8 +406,8 @@ def test_lists_name_the_pictures_of_a_split(tmp_path, writers):
         open_data(root, split="val")
 
 
-def test_brush_strokes_follow_the_published_example():
-    # The first example of the format's description: eight values, runs of 2, 3 and single ones.
+def test_brush_strokes_are_unpacked_bit_by_bit():
+    # Eight values: a run of two, three single ones, a run of three.
     bits = f"{8:032b}" + f"{7:05b}" + f"{0:04b}{1:04b}{2:04b}{7:04b}"
     bits += "1" + "00" + "1" + f"{200:08b}"  # twice 200, length in one bit
     bits += "0" + "10" + "010" + f"{1:08b}{2:08b}{3:08b}"  # three values, length in three bits

@@ -194,7 +194,7 @@ def read_map(path: Path, size_wh: SizeWH, *, colour: bool = False) -> np.ndarray
             kind, found_wh, bands = image.format, image.size, image.getbands()
             # Nothing is decoded that is not of the picture's size, which is within the limits.
             is_sound = kind in MASK_FORMATS and found_wh == size_wh
-            pixels = np.asarray(image) if is_sound else np.zeros((0, 0))
+            pixels = np.asarray(image if is_sound else [])
     except (DatasetError, ValueError, OSError) as error:
         told = str(error).removeprefix(f"{path}: ").split(". ")[0].rstrip(".")
         raise Flaw("bad-mask", f"{path.name} {told}", "a PNG that can be decoded", advice) from error
