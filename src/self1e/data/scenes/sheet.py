@@ -14,7 +14,7 @@ _TILE, _TEXT, _GAP = 192, 44, 6
 
 
 def contact_sheet(samples: Iterable[Sample], columns: int = 6) -> Image.Image:
-    """Lay out samples: for each the bare picture with its questions, then one tile per target.
+    """Lay out samples: for each the bare picture with its questions (or its source), then one tile per target.
 
     Pixels outside a mask are faded and its edge is drawn, so a tile that is pale all over is an absent target.
     """
@@ -28,7 +28,8 @@ def contact_sheet(samples: Iterable[Sample], columns: int = 6) -> Image.Image:
 
 
 def _tiles(sample: Sample) -> Iterable[Image.Image]:
-    yield _tile(sample.image, "\n".join(f"{question.text} {question.answer}" for question in sample.questions))
+    asked = "\n".join(f"{question.text} {question.answer}" for question in sample.questions)
+    yield _tile(sample.image, asked or sample.source)
     pixels = np.asarray(sample.image)
     for target in sample.targets:
         shown = np.where(target.mask[..., None], pixels, pixels // 4 + 150)
