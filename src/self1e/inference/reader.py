@@ -1,6 +1,7 @@
 """Reading rows with the language model, each row in as few token steps as its mask needs.
 
-Three facts about dual perception (`self1e.model.attention`) decide what is computed (ids of DESIGN section 5):
+Three facts about dual perception (`self1e.model.attention`) decide what is computed; letters are those of
+`self1e.inference.folded`:
 
 * Tokens before the picture see neither it nor the words: their keys and values are computed once and kept (d).
 * Image tokens see the prefix, each other and [SEG], but no word. With [SEG] put right behind them, what they see is
