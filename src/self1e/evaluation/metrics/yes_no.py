@@ -218,7 +218,7 @@ def _yes_no_ratios(rows: Sequence[Row], heard: Sequence[Answer], name: str) -> d
 
 def _heard(row: Row, read: Any) -> Answer:
     """What the model said; where it failed, or a strict reading finds nothing, the wrong answer."""
-    answer = "other" if row["failed"] else read(row["prediction"])
+    answer: Answer = "other" if row["failed"] else read(row["prediction"])
     if answer == "other":
         return "no" if row["label"] == "yes" else "yes"
     return answer
