@@ -127,6 +127,53 @@ def test_a_second_run_leaves_out_what_the_first_one_drew(run, folder):
     assert "left out 2 pictures" in err
 
 
+def test_a_second_run_skips_what_is_finished(run, folder):
+    _, first, _ = run("segment", "in", "-q", "blue", "--out", "o")
+    before = Path("o/one.png.overlay.png").stat().st_mtime_ns
+    status, out, err = run("segment", "in", "-q", "blue", "--out", "o")
+    assert (status, out) == (1, "")  # the broken one is tried again
+    assert err.splitlines()[-1] == "self1e: 2 of 3 were finished before; --overwrite does them again"
+    assert Path("o/one.png.overlay.png").stat().st_mtime_ns == before
+    status, out, err = run("segment", "in", "-q", "red", "--out", "o")
+    assert (status, out) == (2, "")
+    assert "made otherwise" in err
+    assert run("segment", "in", "-q", "blue", "--out", "o", "--overwrite")[1] == first
+    assert len(run("segment", "in", "-q", "red", "--out", "o", "--update")[1].splitlines()) == 2
+    assert run("segment", "in", "-q", "red", "--out", "o", "--update", "--overwrite")[0] == 2
+
+
+def test_queries_per_picture(run, folder):
+    Path("in/q.csv").write_text("image,query\none.png,blue\none.png,red\ntwo.jpg,green\n", encoding="utf-8")
+    status, out, err = run("segment", "--queries-file", "in/q.csv", "--out", "o", "--json", "--format", "mask")
+    assert (status, err) == (0, "")
+    found = {Path(line["picture"]).name: line for line in map(json.loads, out.splitlines())}
+    assert [query["query"] for query in found["one.png"]["queries"]] == ["blue", "red"]
+    assert found["two.jpg"]["files"] == [str(Path("o/two.jpg.mask0.png"))]
+    status, out, _ = run("segment", "in", "--queries-file", "in/q.csv", "-q", "sky", "--json")
+    assert [[query["query"] for query in json.loads(line)["queries"]] for line in out.splitlines()] == [
+        ["sky", "blue", "red"],
+        ["sky", "green"],
+    ]
+    Path("in/q.csv").write_text("image,query\none.png\none.png,\n", encoding="utf-8")
+    status, _, err = run("segment", "--queries-file", "in/q.csv")
+    assert status == 2
+    assert "2 mistakes: line 2: 1 fields, the header has 2; line 3: " in err
+
+
+@pytest.mark.parametrize(
+    ("limit", "told"),
+    [("--max-pixels=5399", "more than max_pixels=5,399"), ("--max-bytes=100", "more than max_bytes=100")],
+)
+@pytest.mark.parametrize("source", ["in/one.png", "in"])
+def test_limits_of_pictures_are_settings(run, folder, limit, told, source):
+    Path("in/two.jpg").unlink()
+    Path("in/broken.png").unlink()
+    status, out, err = run("segment", source, "-q", "blue", limit)
+    assert (status, out) == (1, "")
+    assert told in err
+    assert run("segment", source, "-q", "blue", "--max-pixels=0", "--max-bytes=0", "--max-seconds=0")[0] == 0
+
+
 def test_queries_from_a_file(run, folder):
     Path("queries.txt").write_text("# colours\nthe red block\n\n  blue  \n", encoding="utf-8")
     _, out, _ = run("segment", "in/one.png", "-q", "green", "--queries-file", "queries.txt", "--json")

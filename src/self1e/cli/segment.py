@@ -130,10 +130,10 @@ def _one_by_one(segmenter: Any, task: _Task, paths: Sequence[Path], folder: Path
 
     failed = False
     own = task.table.queries if task.table else {}
-    for path in _progress(paths or list(own)):
+    if own:  # with both, only pictures that are in both
+        paths = [path for path in paths if Path(os.path.abspath(path)) in own] if paths else list(own)  # noqa: PTH100
+    for path in _progress(paths):
         queries = list(dict.fromkeys([*task.queries, *own.get(Path(os.path.abspath(path)), ())]))  # noqa: PTH100
-        if not queries:
-            continue  # not in the table
         try:
             started = time.perf_counter()
             opened = open_picture(path, **vars(task.limits))
@@ -209,7 +209,7 @@ def _folder(segmenter: Any, task: _Task, sources: list[str], out: Path, existing
 
 @contextmanager
 def _stopping(stop: threading.Event) -> Iterator[None]:
-    """Let the first Ctrl-C set ``stop``, and the second one interrupt. SIGTERM, which batch systems send, is the same."""
+    """Let the first Ctrl-C set ``stop`` and the second interrupt; SIGTERM, which batch systems send, does the same."""
 
     def ask(number: int, frame: object) -> None:
         if stop.is_set():

@@ -113,6 +113,7 @@ def segment_folder(
     template: str | None = None,
     max_tiles: int | None = None,
     threshold: float = 0.0,
+    batch_size: int | None = None,
     existing: Existing = "keep",
     limits: PictureLimits | None = None,
     stop: threading.Event | None = None,
@@ -131,10 +132,12 @@ def segment_folder(
         table: Queries per picture, or the file that ``read_table`` reads them from; asked after ``queries``. With a
             ``source`` as well, only pictures that are in both.
         formats: See ``self1e.inference.export``.
-        kind: See ``Self1E.segment``, like the next three.
+        kind: See ``Self1E.segment``, like the next four.
         template: A question of your own.
         max_tiles: Most tiles, 1 to 12.
         threshold: A finite number.
+        batch_size: Most queries at once. Left out it follows the free memory, and on a GPU other work there may then
+            change masks by rounding.
         existing: What to do about pictures that are finished. ``"keep"`` skips them, and is an error if one was
             made otherwise: from another file (by size and time), or with other queries, settings or weights.
             ``"update"`` does those again and skips the rest, ``"overwrite"`` does all again. Pictures whose files
@@ -154,6 +157,8 @@ def segment_folder(
         raise SettingError(f"existing={existing!r} is unknown; choose keep, update or overwrite.")
     if not math.isfinite(threshold):
         raise SettingError(f"threshold={threshold!r} must be a finite number; 0 is the published one.")
+    if batch_size is not None and batch_size < 1:
+        raise SettingError(f"batch_size={batch_size!r} must be at least 1, or None to choose.")
     if max_tiles is not None and not 1 <= max_tiles <= 12:
         raise SettingError(f"max_tiles={max_tiles!r} must be from 1 to 12.")
     common = (queries,) if isinstance(queries, str) else tuple(queries)
@@ -171,6 +176,7 @@ def segment_folder(
         "template": template,
         "max_tiles": max_tiles,
         "threshold": threshold,
+        "batch_size": batch_size,
     }
     with Manifest(out) as manifest:
         if manifest.unreadable:
@@ -414,6 +420,7 @@ class _Run:
                 template=self._settings["template"],
                 max_tiles=self._settings["max_tiles"],
                 threshold=self._settings["threshold"],
+                batch_size=self._settings["batch_size"],
             )
         # Also what an exhausted device raises: the next picture may be smaller.
         except (Self1EError, RuntimeError, MemoryError) as error:

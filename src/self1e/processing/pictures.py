@@ -362,7 +362,7 @@ def decoding(name: str, limit: int | None) -> Iterator[None]:
     except MemoryError as error:
         raise PictureError(f"{name}: does not fit into memory. Make the picture smaller.") from error
     except Exception as error:  # decoders raise a dozen types: SyntaxError, struct.error, EOFError, KeyError ...
-        cut = "truncated" in str(error) or isinstance(error, EOFError)
+        cut = "truncated" in str(error).lower() or isinstance(error, EOFError)
         what = "is cut short, or damaged" if cut else "is damaged"
         raise PictureError(f"{name}: {what}: {_told(error)}. Copy or download it again.") from error
 
