@@ -1,5 +1,6 @@
 """Training `nano`, a few steps at a time."""
 
+import copy
 import json
 import re
 import shutil
@@ -19,7 +20,8 @@ from self1e.processing import prompts
 from self1e.training import nano
 from self1e.training.caching import CachedSamples
 from self1e.training.collate import Collator
-from self1e.training.encoder import SpotClassifier
+from self1e.training.encoder import RANKS, SpotClassifier, rank_things
+from self1e.training.optimizers import MuonWithAdamW, split_parameters
 from self1e.training.recipes import RECIPES, run
 
 
@@ -46,6 +48,19 @@ def test_nano_is_small_and_its_mask_grid_is_fine(processor):
     assert sum(parameter.numel() for parameter in model.parameters()) <= 7_000_000
     assert 2 * model.config.patches_per_side >= 32
     assert model.config.image_seq_length == nano.IMAGE_TOKENS
+
+
+def test_the_collator_keeps_earlier_turns_and_cuts_long_rows(processor):
+    sample = Scenes("train", size_wh=(64, 64), length=1)[0]
+    earlier = (("<image>\nHow many circles are there?", "two"),)
+    row = Row(question="What colour is the star?", answer="red", mask=None, before=earlier)
+    items = [Item(image=sample.image, rows=(row,), source="a")]
+    batch = Collator(processor)(items)
+    supervised = processor.tokenizer.decode(batch["labels"][0][batch["labels"][0] != -100])
+    assert supervised.replace(prompts.TURN_END, " ").split() == ["two", "red"]
+    assert "How many circles are there?" in processor.tokenizer.decode(batch["input_ids"][0])
+    short = Collator(processor, max_length=nano.IMAGE_TOKENS + 40)(items)
+    assert short["input_ids"].shape[1] == nano.IMAGE_TOKENS + 40 < batch["input_ids"].shape[1]
 
 
 def test_the_collator_encodes_a_picture_once_for_all_its_rows(processor):
@@ -169,3 +184,67 @@ def test_published_answers_are_what_nano_learns(processor):
     tokenized = processor.tokenize_conversation([("<image>\nx", prompts.TRAINING_ANSWERS[0])], num_tiles=1)
     supervised = [token for token in tokenized.labels if token != -100]
     assert processor.tokenizer.decode(supervised) == "It is [SEG].<|im_end|>"
+
+
+def test_muon_takes_the_matrices_and_adamw_the_rest(processor):
+    model = nano.build_model(processor)
+    matrices, others, vectors = split_parameters(model)
+    assert len(matrices) + len(others) + len(vectors) == len(list(model.parameters()))
+    assert all(parameter.ndim == 2 for parameter in matrices)
+    assert all(parameter.ndim == 1 for parameter in vectors)
+    embeddings = model.get_input_embeddings().weight  # tied to the output: neither is a hidden matrix
+    assert any(parameter is embeddings for parameter in others)
+    assert not any(parameter is embeddings for parameter in matrices)
+
+
+def test_muon_steps_schedules_and_resumes_as_if_never_stopped():
+    def build():
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.LayerNorm(6), torch.nn.Linear(6, 2))
+        return net, MuonWithAdamW(net, learning_rate=1e-2, matrix_learning_rate=2e-2, weight_decay=0.1)
+
+    def step(net, optimizer, number):
+        for group in optimizer.param_groups:  # as a scheduler does
+            group["lr"] *= 0.9
+        x = torch.randn(8, 4, generator=torch.Generator().manual_seed(number))
+        net(x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    net, optimizer = build()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    for number in range(2):
+        step(net, optimizer, number)
+    assert all(not torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    again, resumed = build()
+    again.load_state_dict(net.state_dict())
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))  # as from a file: buffers are not shared
+    for number in range(2, 4):
+        step(net, optimizer, number)
+        step(again, resumed, number)
+    for name, value in net.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], value, rtol=0, atol=0)
+    assert {round(group["lr"], 6) for group in resumed.param_groups} == {
+        round(1e-2 * 0.9**4, 6),
+        round(2e-2 * 0.9**4, 6),
+    }
+
+
+def test_muon_needs_a_torch_that_has_it(monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(SettingError, match=r"Muon needs torch >= 2\.9"):
+        MuonWithAdamW(torch.nn.Linear(2, 2), learning_rate=1e-3, matrix_learning_rate=1e-3)
+
+
+def test_things_are_ranked_among_their_like():
+    sample = next(s for s in Scenes("train", size_wh=(160, 160), length=200) if len(s.extra["things"]) >= 4)
+    things = sample.extra["things"]
+    ranks = rank_things(things)
+    assert ranks.keys() == set(RANKS)
+    for i, thing in enumerate(things):
+        peers = [other for other in things if other.kind == thing.kind]
+        assert ranks["kind_count"][i] == min(len(peers), 4)
+        if thing.area == max(other.area for other in peers):
+            assert ranks["kind_large"][i] == 1
+        if thing.centre_xy[0] == min(other.centre_xy[0] for other in peers):
+            assert ranks["kind_left"][i] == 1

@@ -22,12 +22,21 @@ class Collator:
         max_tiles: Tiles per picture.
         target_side: Masks are brought to this square size (as the tile squashes the picture), so that the loss
             runs once for the whole batch; None keeps each mask's own size, as published.
+        max_length: Rows are cut after so many tokens (published: 512), image tokens and [SEG] never; None cuts nothing.
     """
 
-    def __init__(self, processor: Self1EProcessor, *, max_tiles: int = 1, target_side: int | None = None) -> None:
+    def __init__(
+        self,
+        processor: Self1EProcessor,
+        *,
+        max_tiles: int = 1,
+        target_side: int | None = None,
+        max_length: int | None = None,
+    ) -> None:
         self.processor = processor
         self.max_tiles = max_tiles
         self.target_side = target_side
+        self.max_length = max_length
         # Questions repeat: a grammar has few sentences, a data set few names.
         self._tokenize = lru_cache(maxsize=50_000)(self._tokenize_row)
 
@@ -37,7 +46,7 @@ class Collator:
         sequences, labels, targets, picture_of_row = [], [], [], []
         for picture, item in enumerate(items):
             for row in item.rows:
-                ids, supervised = self._tokenize(row.question, row.answer, tiles[picture])
+                ids, supervised = self._tokenize(row.turns, tiles[picture])
                 sequences.append(ids)
                 labels.append(supervised)
                 targets.append(torch.zeros(0, 1, 1) if row.mask is None else self._target(row.mask))
@@ -49,8 +58,8 @@ class Collator:
         batch["mask_targets"] = targets
         return batch
 
-    def _tokenize_row(self, question: str, answer: str, num_tiles: int) -> tuple[list[int], list[int]]:
-        tokenized = self.processor.tokenize_conversation([(question, answer)], num_tiles=num_tiles)
+    def _tokenize_row(self, turns: tuple[tuple[str, str], ...], num_tiles: int) -> tuple[list[int], list[int]]:
+        tokenized = self.processor.tokenize_conversation(list(turns), num_tiles=num_tiles, max_length=self.max_length)
         return tokenized.input_ids, tokenized.labels
 
     def _target(self, mask: np.ndarray) -> torch.Tensor:
