@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from self1e.data import class_names
 from self1e.errors import DatasetError, SettingError, did_you_mean
-from self1e.evaluation import class_names
 from self1e.evaluation.metrics.rows import Metric, Row, sample_row
 
 
@@ -65,7 +65,7 @@ class LabelSet:
 LABEL_SETS = {
     entry.name: entry
     for entry in (
-        LabelSet(name="ade20k-150", classes=class_names.ADE20K_150, ignore=255),
+        LabelSet(name="ade20k-150", classes=class_names.ADE20K, ignore=255),
         LabelSet(name="pc-59", classes=class_names.PASCAL_CONTEXT_59, ignore=255),
         LabelSet(name="pc-459", classes=class_names.PASCAL_CONTEXT_459, ignore=65535),
         LabelSet(name="pas-20", classes=class_names.PASCAL_VOC_20, ignore=255),
@@ -94,7 +94,7 @@ def label_set(name: str, classes: Sequence[str] | None = None) -> LabelSet:
         else:
             k = next(k for k, (a, b) in enumerate(zip(classes, found.classes, strict=True)) if a != b)
             what = f"class {k} is {classes[k]!r}, {name} has {found.classes[k]!r} there"
-        raise SettingError(f"Wrong class list: {what}. Use self1e.evaluation.class_names.")
+        raise SettingError(f"Wrong class list: {what}. Use self1e.data.class_names.")
     return found
 
 
