@@ -367,72 +367,138 @@ def test_a_table_says_what_to_find_in_each_picture(tmp_path: Path, photos: Path,
 
 # ---------------------------------------------------------------------- signals
 
-CHILD = """
-import os, sys, time
+STAND_IN = """
+import numpy as np
+from self1e.structures import Segmentation
+
+class StandIn:
+    name, dtype = "stand-in", "float32"
+
+    def segment(self, picture, queries, **settings):
+        grey = np.asarray(picture.image.convert("L"))
+        masks = [grey > 60 * (k + 1) for k in range(len(queries))]
+        scores = [mask.mean() for mask in masks]
+        return Segmentation.from_masks(masks, scores, queries, image=picture.image, source=picture.source)
+"""
+"""A model that needs no torch, which takes processes many seconds to import."""
+
+CHILD = (
+    STAND_IN
+    + """
+import sys, time
 from pathlib import Path
+import self1e.cli.segment as command
+import self1e.inference.folder as folder
 from self1e.cli.main import main
-from self1e.inference.segmenter import Self1E
 
-segment, count, gate = Self1E.segment, 0, Path(sys.argv[1])
+gate, count = Path(sys.argv[1]), 0
 
-def waiting(*arguments, **options):
-    global count
-    count += 1
-    while count == 4 and not gate.exists():
-        time.sleep(0.02)
-    return segment(*arguments, **options)
+class Waiting(StandIn):
+    def segment(self, *arguments, **settings):
+        global count
+        count += 1
+        while count == 4 and not gate.exists():
+            time.sleep(0.02)
+        return super().segment(*arguments, **settings)
 
-Self1E.segment = waiting
+command.load_quietly = lambda *arguments: Waiting()
+folder.fingerprint = lambda model: "none"
 main(sys.argv[2:])
 """
+)
 
 
-def start(photos: Path, out: Path, model: Path, gate: Path) -> subprocess.Popen[str]:
-    """Start the command; it waits at its fourth picture until there is a file ``gate``."""
-    arguments = ["segment", photos, "-q", "blue", "-q", "red", "--out", out, "-f", "mask,coco,overlay", "-m", model]
-    command = [sys.executable, "-c", CHILD, str(gate), *map(str, arguments), "--device", "cpu"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+class Child:
+    """The command, which waits at its fourth picture until there is a file ``gate``."""
+
+    def __init__(self, photos: Path, out: Path, gate: Path) -> None:
+        arguments = ["segment", photos, "-q", "blue", "-q", "red", "--out", out, "-f", "mask,coco,overlay"]
+        command = [sys.executable, "-c", CHILD, str(gate), *map(str, arguments)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.out = out
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.process.kill()
+        self.end()
+
+    def wait_for_lines(self, count: int) -> None:
+        """Wait until the manifest has so many lines."""
+        end = time.monotonic() + 120
+        while not (self.out / "manifest.jsonl").exists() or len(lines(self.out)) < count:
+            assert self.process.poll() is None, self.end()
+            assert time.monotonic() < end, "no picture was finished"
+            time.sleep(0.02)
+
+    def end(self) -> tuple[int, str]:
+        """Wait for its end; return its status and what it said on stderr."""
+        _, told = self.process.communicate(timeout=120)
+        return self.process.returncode, told
 
 
-def wait_for_lines(out: Path, count: int) -> None:
-    end = time.monotonic() + 250
-    while not (out / "manifest.jsonl").exists() or (out / "manifest.jsonl").read_bytes().count(b"\n") < count:
-        assert time.monotonic() < end, "no picture was finished"
-        time.sleep(0.02)
+@pytest.fixture
+def run(photos: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], FolderReport]:
+    """The same run in this process."""
+    names: dict[str, Any] = {}
+    exec(STAND_IN, names)
+    monkeypatch.setattr(folder_module, "fingerprint", lambda model: "none")
+
+    def run(out: Path) -> FolderReport:
+        formats = ["mask", "coco", "overlay"]
+        return segment_folder(names["StandIn"](), photos, out, ["blue", "red"], formats=formats)
+
+    run(out := photos.parent / "whole")
+    assert len(tree(out)) == 6 * 4 + 1
+    return run
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-def test_a_stopped_run_goes_on_to_the_same_bytes(
-    tmp_path: Path, photos: Path, tiny_model: Self1E, tiny_model_folder: Path
+def test_ctrl_c_loses_nothing_and_the_run_goes_on_to_the_same_bytes(
+    tmp_path: Path, photos: Path, run: Callable[[Path], FolderReport]
 ) -> None:
-    def run(out: Path) -> FolderReport:
-        return segment_folder(tiny_model, photos, out, ["blue", "red"], formats=["mask", "coco", "overlay"])
-
-    run(tmp_path / "whole")
-    interrupted, killed = tmp_path / "interrupted", tmp_path / "killed"
-    first = start(photos, interrupted, tiny_model_folder, tmp_path / "gate")
-    second = start(photos, killed, tiny_model_folder, tmp_path / "never")
-    try:
-        wait_for_lines(interrupted, 3)
-        first.send_signal(signal.SIGINT)
-        assert first.stderr is not None
-        assert first.stderr.readline() == "self1e: stopping after this picture; once more to stop at once\n"
+    with Child(photos, tmp_path / "o", tmp_path / "gate") as child:
+        child.wait_for_lines(3)
+        child.process.send_signal(signal.SIGINT)
+        assert child.process.stderr is not None
+        told = child.process.stderr.readline()
+        assert told == "self1e: stopping after this picture; once more to stop at once\n"
         (tmp_path / "gate").touch()
-        _, told = first.communicate(timeout=250)
-        assert first.returncode == 130
-        assert told == (
-            "self1e: stopped; 4 of 6 pictures are finished. The same command goes on where this one stopped.\n"
+        assert child.end() == (
+            130,
+            "self1e: stopped; 4 of 6 pictures are finished. The same command goes on where this one stopped.\n",
         )
-        wait_for_lines(killed, 3)
-        second.kill()
-        second.communicate(timeout=250)
-    finally:
-        first.kill()
-        second.kill()
-    assert len(lines(interrupted)) == 4  # none was lost
-    assert len(lines(killed)) == 3  # the picture in flight was
-    (killed / ("." + "0" * 32 + ".tmp")).write_bytes(b"half a mask")  # as a kill while writing leaves it
-    assert run(interrupted).kept == 4
-    assert run(killed).kept == 3
-    assert tree(interrupted) == tree(tmp_path / "whole")
-    assert tree(killed) == tree(tmp_path / "whole")
+    assert len(lines(tmp_path / "o")) == 4
+    assert run(tmp_path / "o").kept == 4
+    assert tree(tmp_path / "o") == tree(tmp_path / "whole")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_ctrl_c_twice_stops_at_once(tmp_path: Path, photos: Path, run: Callable[[Path], FolderReport]) -> None:
+    with Child(photos, tmp_path / "o", tmp_path / "never") as child:
+        child.wait_for_lines(3)
+        assert child.process.stderr is not None
+        child.process.send_signal(signal.SIGINT)
+        child.process.stderr.readline()
+        child.process.send_signal(signal.SIGINT)
+        status, told = child.end()
+    assert status == 130
+    assert told.startswith("self1e: stopped at once; the same command goes on")
+    assert len(told.splitlines()) == 1
+    assert run(tmp_path / "o").kept == 3
+    assert tree(tmp_path / "o") == tree(tmp_path / "whole")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_a_kill_loses_the_picture_in_flight_and_the_run_goes_on_to_the_same_bytes(
+    tmp_path: Path, photos: Path, run: Callable[[Path], FolderReport]
+) -> None:
+    with Child(photos, tmp_path / "o", tmp_path / "never") as child:
+        child.wait_for_lines(3)
+        child.process.kill()
+        assert child.end()[0] == -signal.SIGKILL
+    assert len(lines(tmp_path / "o")) == 3
+    (tmp_path / "o" / ("." + "0" * 32 + ".tmp")).write_bytes(b"half a mask")  # as a kill while writing leaves it
+    assert run(tmp_path / "o").kept == 3
+    assert tree(tmp_path / "o") == tree(tmp_path / "whole")
