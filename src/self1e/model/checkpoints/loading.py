@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -67,14 +67,14 @@ def load_checkpoint(cls: Any, load: Callable[..., Any], path: Any, *args: Any, *
     if new_mask_head is None:
         new_mask_head = is_base
     folder = Path(str(path)) / (kwargs.get("subfolder") or "")
-    weights = None
+    weights, shapes = None, {}
     if path is not None and folder.is_dir() and _is_plain(folder, kwargs):
         weights = Weights(folder, kwargs["config"], lora_alpha=lora_alpha)
         shapes = expected_shapes(kwargs["config"])
         weights.check(shapes, new_mask_head=new_mask_head, check_shapes=not tolerant)
     is_merged = weights is not None and weights.attached.is_wrapped
     if weights is not None and is_merged:
-        kwargs |= _merged(weights, kwargs)
+        kwargs |= _merged(weights, shapes, kwargs)
         kwargs.pop("subfolder", None)
     model, info = load(
         None if is_merged else path,
@@ -151,15 +151,15 @@ def _is_plain(folder: Path, kwargs: dict[str, Any]) -> bool:
     return getattr(kwargs["config"], "quantization_config", None) is None and bool(find_weights(folder))
 
 
-def _merged(weights: Weights, kwargs: dict[str, Any]) -> dict[str, Any]:
+def _merged(weights: Weights, names: Iterable[str], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Settings of transformers' loader for weights that it cannot read itself."""
     config = kwargs["config"]
     if config.dtype is None:  # or the loader would take the type of whatever tensor comes first
         config.dtype = weights.dtype(EMBEDDINGS)
     for rank, scale in weights.scales.items():
         logger.info("%s: LoRA of rank %s merged with alpha %s.", weights.files.folder, rank, scale * rank)
-    names = [name for name in expected_shapes(config) if weights.holds(name)]
-    return {"config": config, "state_dict": {name: weights.read(name, wide=True) for name in names}}
+    tensors = {name: weights.read(name, wide=True) for name in names if weights.holds(name)}
+    return {"config": config, "state_dict": tensors}
 
 
 def _make_room_for_seg(model: Any, folder: Path) -> None:
