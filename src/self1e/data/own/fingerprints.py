@@ -4,6 +4,10 @@ The perceptual hash is the classical one: grey, 32 x 32, the 64 lowest frequenci
 mean, each above or below their median. Two pictures are taken for one if at most `THRESHOLD` of 64 bits differ and
 their 8 x 8 thumbnails differ by at most `COLOUR_THRESHOLD` levels on average: the second keeps apart what has one
 layout and other colours, and flat pictures, whose frequencies are noise. Cut, mirrored or turned copies are not found.
+
+Measured on 466 photographs (COCO's and street fashion): every fifth saved anew, as JPEG of quality 20 to 90 and scaled
+by 0.33 to 1.5, differs from itself by at most 6 bits and 3.1 levels; of the 108,345 pairs of different photographs none
+differs by less than 12 bits.
 """
 
 from __future__ import annotations
