@@ -23,7 +23,7 @@ import os
 import re
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -541,7 +541,7 @@ class _Memory:
         return self._held == 0 or self._held + pixels <= _PIXELS_AHEAD
 
 
-def _open_ahead(todo: Iterable[_Job], limits: PictureLimits, memory: _Memory) -> Iterator[_Opened]:
+def _open_ahead(todo: Iterable[_Job], limits: PictureLimits, memory: _Memory) -> Generator[_Opened, None, None]:
     """Open pictures in threads before they are asked for."""
     pool = ThreadPoolExecutor(_READERS)
     waiting: deque[Future[_Opened]] = deque()
