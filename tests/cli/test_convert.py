@@ -18,6 +18,7 @@ def run(capsys):
     """Run the command; returns status, stdout and stderr."""
 
     def run(*arguments):
+        capsys.readouterr()  # what making the source printed
         with pytest.raises(SystemExit) as end:
             main([str(argument) for argument in arguments])
         out, err = capsys.readouterr()
