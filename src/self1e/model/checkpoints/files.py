@@ -194,7 +194,7 @@ def _write_file(path: Path, entries: Sequence[Entry]) -> None:
         for entry in ordered:
             tensor = entry.read()
             assert (tuple(tensor.shape), tensor.dtype) == (entry.shape, entry.dtype), entry.name
-            file.write(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
+            file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
             del tensor
         file.flush()
         os.fsync(file.fileno())

@@ -104,16 +104,18 @@ class Weights:
         for source, names in self._sources().items():
             if not all(name in expected for name in names):
                 continue
-            first = expected[names[0]]
-            wanted = (sum(expected[name][0] for name in names), *first[1:]) if len(names) > 1 else first
-            shown = source if len(names) > 1 else names[0]
+            first, *others = names
+            wanted = expected[first]
+            if others:  # fused: their rows together
+                wanted = (sum(expected[name][0] for name in names), *wanted[1:])
+            shown = source if others else first
             if self._stored(source).shape != wanted:
                 found.append(f"{shown} {self._stored(source).shape} instead of {wanted}")
                 continue
             pair = self._pair(source)
             if pair is not None:
                 a, b = (self.files.tensors[name].shape for name in pair)
-                rank = a[0] if a else 0
+                rank = next(iter(a), 0)
                 if len(wanted) != 2 or rank == 0 or a != (rank, wanted[1]):
                     found.append(f"{pair.a} {a} instead of (r, {wanted[-1]})")
                 elif b != (wanted[0], rank):
