@@ -31,9 +31,9 @@ from self1e.model.mask_head import upsample
 
 ROOT = Path(__file__).parents[1]
 PHOTOGRAPH = ROOT / "src" / "self1e" / "assets" / "astronaut.jpg"
-SCENE, SCENE_SIZE = 173, (500, 500)
-SCENE_QUERY, PHOTOGRAPH_QUERY = "all the black things", "the person"
-TEASER_QUERIES = ("all the black things",)
+SCENE, SCENE_SIZE = 219, (500, 500)
+SCENE_QUERY, PHOTOGRAPH_QUERY = "the square above the brown circle", "the person"
+TEASER_QUERIES = ("the square above the brown circle", "the smallest thing")
 
 ZOOM = 2  # everything below is in units of half a pixel's side: figures stay sharp on dense screens
 PAPER, INK, FAINT, LINE = (255, 255, 255), (28, 32, 38), (104, 112, 122), (206, 211, 217)

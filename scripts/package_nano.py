@@ -59,7 +59,7 @@ def draw_curve(log: dict, path: Path) -> None:
     """Draw each part of the loss over the steps, one panel per part."""
     panels = []
     if log["encoder"]:
-        panels.append(("encoder: cross entropy", [(p["step"], p["loss"]) for p in log["encoder"] if "loss" in p]))
+        panels.append(("first stage: loss", [(p["step"], p["loss"]) for p in log["encoder"] if "loss" in p]))
     for part in ("text", "bce", "dice"):
         key = f"loss_{part}"
         panels.append((f"nano: {part}", [(p["step"], p[key]) for p in log["model"] if key in p]))
@@ -132,8 +132,9 @@ One query on one core, encoding included: {found["query_seconds"]:.3f} s. All ta
     torchrun --nproc-per-node 2 -m self1e train nano --data DATA --out runs/nano
     python scripts/package_nano.py runs/nano
 
-{recipe["encoder_pictures"]:,} pictures for the encoder alone, then {recipe["pictures"]:,} pictures with up to
-{recipe["queries"]} queries and a question each; 2 CPU cores. Recipe: `self1e.training.recipes.nano`. Log:
+{recipe["encoder_pictures"]:,} pictures for encoder, projector and word embeddings alone, then
+{recipe["pictures"]:,} pictures with up to {recipe["queries"]} queries and a question each; 2 CPU cores.
+Recipe: `self1e.training.recipes.nano`. Log:
 [nano_log.json](../../../../docs/results/nano_log.json).
 
 ## Data

@@ -21,7 +21,8 @@ class TrainRecipe:
     pictures: int
     """Pictures of the run, after the first stage."""
     encoder_pictures: int = 0
-    """Pictures of the first stage, in which the vision encoder learns alone; 0 leaves it out."""
+    """Pictures of the first stage, in which vision encoder, projector and word embeddings learn alone; 0 leaves it
+    out."""
     encoder_batch_size: int = 32
     encoder_learning_rate: float = 1e-3
     encoder_matrix_learning_rate: float | None = None
@@ -89,7 +90,7 @@ def nano() -> TrainRecipe:
         self1e train nano --data DATA --out runs/nano
 
     DATA holds ``ccp/`` (Clothing Co-Parsing) and ``coco_mini/``; without it, drawn scenes alone. On 2 CPU cores:
-    ``torchrun --nproc-per-node 2 -m self1e train nano ...``, about 45 minutes. What it reaches, its log and its
+    ``torchrun --nproc-per-node 2 -m self1e train nano ...``, about two hours. What it reaches, its log and its
     curves: docs/results/nano.md. What was tried before: docs/log.md.
     """
     return TrainRecipe(
