@@ -9,13 +9,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from self1e.cli.train import change
-from self1e.data.mixture import Item, Row
+from self1e.data.mixture import Item, PhotoAugment, Row
 from self1e.data.sample import Sample, Target
 from self1e.data.scenes import Scenes, all_words
-from self1e.errors import DatasetError, SettingError
+from self1e.errors import CheckpointError, DatasetError, SettingError
 from self1e.processing import prompts
 from self1e.training import nano
 from self1e.training.caching import CachedSamples
@@ -248,3 +249,38 @@ def test_things_are_ranked_among_their_like():
             assert ranks["kind_large"][i] == 1
         if thing.centre_xy[0] == min(other.centre_xy[0] for other in peers):
             assert ranks["kind_left"][i] == 1
+
+
+def test_a_run_starts_from_a_model(tmp_path):
+    smoke = replace(RECIPES["nano_smoke"](), pictures=4, encoder_pictures=0, warmup_steps=0, decay_steps=0)
+    first = run(smoke, data=None, out=tmp_path / "first")
+    again = replace(smoke, start=str(first), learning_rate=1e-12, weight_decay=0.0, seed=1)
+    second = run(again, data=None, out=tmp_path / "second")
+    before, after = load_file(first / "model.safetensors"), load_file(second / "model.safetensors")
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        torch.testing.assert_close(after[name], value, rtol=0, atol=0, msg=name)
+    with pytest.raises(CheckpointError, match="nowhere"):
+        run(replace(again, start=str(tmp_path / "nowhere")), data=None, out=tmp_path / "third")
+
+
+def test_photographs_change_colours_but_grey_stays_grey():
+    grey = np.full((40, 40, 3), 120, np.uint8)
+    red = np.zeros((40, 40, 3), np.uint8)
+    red[..., 0] = 200
+    plain = PhotoAugment(colour=0.0, whole=1.0, recolour=1.0)
+    hues = set()
+    for seed in range(8):
+        for pixels in (grey, red):
+            sample = Sample(image=Image.fromarray(pixels), targets=(), source="test")
+            found = np.asarray(plain(sample, np.random.default_rng(seed)).image).astype(int)
+            if pixels is grey:
+                assert abs(found - 120).max() <= 1
+            else:
+                hues.add(tuple(found[0, 0]))
+    assert len(hues) == 8
+    # Without it no dice are thrown: runs of older recipes see the same items.
+    throws = [np.random.default_rng(3), np.random.default_rng(3)]
+    PhotoAugment()(sample, throws[0])
+    PhotoAugment(recolour=1.0)(sample, throws[1])
+    assert throws[0].random() != throws[1].random()

@@ -170,6 +170,8 @@ class PhotoAugment:
     whole: float = 0.25
     """Chance that the picture is not cut."""
     fewest_pixels: int = 60
+    recolour: float = 0.0
+    """Chance that the colour channels are mixed: skin, hair and clothes of colours that the pictures do not have."""
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         width, height = sample.image.size
@@ -186,6 +188,10 @@ class PhotoAugment:
         lift = rng.uniform(-40, 40) * self.colour
         table = np.clip(np.arange(256)[:, None] * gain + lift, 0, 255).astype(np.uint8)  # (256, 3)
         pixels = np.stack([table[pixels[..., c], c] for c in range(3)], axis=-1)
+        if self.recolour and rng.random() < self.recolour:
+            # Rows add up to 1, so that grey stays grey.
+            mixing = rng.dirichlet((0.5, 0.5, 0.5), size=3).astype(np.float32)
+            pixels = (pixels @ mixing.T).astype(np.uint8)
         targets = []
         absent = list(sample.extra.get("absent", ()))  # type: ignore[call-overload]
         for target in sample.targets:

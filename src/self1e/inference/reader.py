@@ -85,7 +85,7 @@ class Reader:
         self._layers = list(language_model.layers)[: language_model.config.num_hidden_layers]
         self._seg = seg_token_id
         self._reads_seg = reads_seg
-        self._prefixes: dict[tuple[int, ...], list[KeysValues | None]] = {}
+        self._prefixes: dict[tuple[int, ...], Sequence[KeysValues | None]] = {}
         self._lock = Lock()
 
     def read_rows(
@@ -173,7 +173,7 @@ class Reader:
 
     # ------------------------------------------------------------------ parts
 
-    def _prefix(self, ids: tuple[int, ...], like: Tensor) -> list[KeysValues] | list[None]:
+    def _prefix(self, ids: tuple[int, ...], like: Tensor) -> Sequence[KeysValues | None]:
         """Keys and values of what is before every picture: once per model (d)."""
         if not ids:
             return [None] * len(self._layers)

@@ -190,6 +190,7 @@ class SpotClassifier(nn.Module):
             labels that some picture of the batch has, ``place`` is the mean distance per coordinate.
         """
         vision = self._model[0].encode_pictures(pixel_values, [(1, 1)] * len(pixel_values))
+        assert vision.fine is not None  # the classifier trains models with a fine branch
         losses = {
             **self._spots(vision.patches, place, labels),
             "words": 0.5 * (self._words(vision.coarse, labels) + self._words(vision.fine, labels)),

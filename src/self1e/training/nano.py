@@ -173,7 +173,15 @@ def build_spot_labels(
     )
 
 
-def build_mixture(data: Path | None, *, length: int, seed: int = 0, photographs: float, queries: int) -> Mixture:
+def build_mixture(
+    data: Path | None,
+    *,
+    length: int,
+    seed: int = 0,
+    photographs: float,
+    queries: int,
+    augment: PhotoAugment | None = None,
+) -> Mixture:
     """Mix drawn scenes with photographs.
 
     Args:
@@ -182,7 +190,9 @@ def build_mixture(data: Path | None, *, length: int, seed: int = 0, photographs:
         seed: Of the mixture; the scenes have their own.
         photographs: Share of pictures that are photographs.
         queries: Mask queries per picture.
+        augment: For photographs; by default `PhotoAugment` with its own settings.
     """
+    augment = augment or PhotoAugment()
     parts = {}
     if photographs < 1:
         parts["scenes"] = Part(samples=training_scenes(), weight=1 - photographs)
@@ -190,7 +200,7 @@ def build_mixture(data: Path | None, *, length: int, seed: int = 0, photographs:
         parts["clothing"] = Part(
             samples=CachedSamples(training_clothing(data)),
             weight=photographs * 0.95,
-            augment=PhotoAugment(),
+            augment=augment,
             absent=0.08,
             favourites={PERSON: 0.5, "the clothes": 0.25, "the footwear": 0.25, "the hair": 0.35, "the skin": 0.35},
             bare=0.15,
@@ -198,6 +208,6 @@ def build_mixture(data: Path | None, *, length: int, seed: int = 0, photographs:
         if (data / "coco_mini").is_dir():
             coco = CocoCategories(data / "coco_mini", "train2017", licences=REDISTRIBUTABLE)
             parts["coco"] = Part(
-                samples=CachedSamples(coco), weight=photographs * 0.05, augment=PhotoAugment(), absent=0.15, bare=0.15
+                samples=CachedSamples(coco), weight=photographs * 0.05, augment=augment, absent=0.15, bare=0.15
             )
     return Mixture(parts, length=length, queries=queries, questions=1, seed=seed)
