@@ -1,8 +1,8 @@
-"""Put a finished run of the recipe `nano` into the package: weights, log, learning curve, model card.
+"""Put finished runs that made `nano`, one after another, into the package: weights, logs, learning curves, model card.
 
-python scripts/package_nano.py runs/nano
-python -m self1e.evaluation.nano --data DATA        # then measure it, ...
-python scripts/package_nano.py runs/nano --card-only  # ... and write the figures into the card
+python scripts/package_nano.py runs/nano runs/polish
+python -m self1e.evaluation.nano --data DATA  # then measure it, ...
+python scripts/package_nano.py --card-only    # ... and write the figures into the card
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -42,54 +43,83 @@ def copy_model(run: Path) -> None:
     print(f"{NANO}: {size / 1e6:.1f} MB")
 
 
-def copy_log(run: Path) -> None:
-    """Keep the recipe and the log of both stages, and draw the losses."""
+def copy_logs(runs: Sequence[Path]) -> None:
+    """Keep recipe and log of every stage, and draw the losses."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    encoder = run / "encoder" / "log.json"
-    log = {
-        "recipe": json.loads((run / "recipe.json").read_text("utf-8")),
-        "encoder": json.loads(encoder.read_text("utf-8")) if encoder.is_file() else [],
-        "model": json.loads((run / "log.json").read_text("utf-8")),
-    }
-    (RESULTS / "nano_log.json").write_text(json.dumps(log, indent=1) + "\n", "utf-8")
-    draw_curve(log, RESULTS / "nano_curve.png")
+    found = []
+    for run in runs:
+        encoder = run / "encoder" / "log.json"
+        found.append(
+            {
+                "recipe": json.loads((run / "recipe.json").read_text("utf-8")),
+                "encoder": json.loads(encoder.read_text("utf-8")) if encoder.is_file() else [],
+                "model": json.loads((run / "log.json").read_text("utf-8")),
+            }
+        )
+    # Where a model lay on the machine that trained it says nothing to others.
+    for log in found[1:]:
+        log["recipe"]["start"] = "the model of the run before"
+    (RESULTS / "nano_log.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    draw_curves(found, RESULTS / "nano_curve.png")
 
 
-def draw_curve(log: dict, path: Path) -> None:
-    """Draw each part of the loss over the steps, one panel per part."""
-    panels = []
-    if log["encoder"]:
-        panels.append(("first stage: loss", [(p["step"], p["loss"]) for p in log["encoder"] if "loss" in p]))
-    for part in ("text", "bce", "dice"):
-        key = f"loss_{part}"
-        panels.append((f"nano: {part}", [(p["step"], p[key]) for p in log["model"] if key in p]))
-    width, height, pad = 300, 190, 34
-    picture = Image.new("RGB", (width * len(panels), height), "white")
+def draw_curves(logs: Sequence[dict], path: Path) -> None:
+    """Draw each part of the loss over the steps: one row per run, one panel per part."""
+    rows = []
+    for log in logs:
+        name = log["recipe"]["name"]
+        row = []
+        if log["encoder"]:
+            row.append((f"{name}, first stage: loss", [(p["step"], p["loss"]) for p in log["encoder"] if "loss" in p]))
+        for part in ("text", "bce", "dice"):
+            key = f"loss_{part}"
+            row.append((f"{name}: {part}", [(p["step"], p[key]) for p in log["model"] if key in p]))
+        rows.append(row)
+    width, height = 300, 190
+    picture = Image.new("RGB", (width * max(map(len, rows)), height * len(rows)), "white")
     draw = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(13)
-    for number, (title, points) in enumerate(panels):
-        left = number * width
-        box = (left + pad, 30, left + width - 12, height - 26)
-        top = (
-            sorted(y for _, y in points)[int(0.95 * (len(points) - 1))] * 1.1
-        )  # the first steps would flatten the rest
-        last = max(x for x, _ in points)
-        draw.text((box[0], 8), title, fill="black", font=font)
-        draw.rectangle(box, outline="#bbbbbb")
-        draw.text((left + 4, box[1] - 4), f"{top:.1f}", fill="#555555", font=font)
-        draw.text((left + 18, box[3] - 12), "0", fill="#555555", font=font)
-        draw.text((box[2] - 58, box[3] + 4), f"{last} steps", fill="#555555", font=font)
-        line = [
-            (box[0] + (box[2] - box[0]) * x / last, box[3] - (box[3] - box[1]) * min(y, top) / top) for x, y in points
-        ]
-        draw.line(line, fill="#0a5fd0", width=2)
+    for number, row in enumerate(rows):
+        indent = max(map(len, rows)) - len(row)
+        for column, (title, points) in enumerate(row, start=indent):
+            _draw_panel(draw, (column * width, number * height, width, height), title, points)
     picture.save(path)
+
+
+def _draw_panel(
+    draw: ImageDraw.ImageDraw, area: tuple[int, int, int, int], title: str, points: Sequence[tuple[int, float]]
+) -> None:
+    pad, font = 34, ImageFont.load_default(13)
+    left, above, width, height = area
+    box = (left + pad, above + 30, left + width - 12, above + height - 26)
+    # The first steps would flatten the rest.
+    top = sorted(y for _, y in points)[int(0.95 * (len(points) - 1))] * 1.1
+    last = max(x for x, _ in points)
+    draw.text((box[0], above + 8), title, fill="black", font=font)
+    draw.rectangle(box, outline="#bbbbbb")
+    draw.text((left + 4, box[1] - 4), f"{top:.1f}", fill="#555555", font=font)
+    draw.text((left + 18, box[3] - 12), "0", fill="#555555", font=font)
+    draw.text((box[2] - 58, box[3] + 4), f"{last} steps", fill="#555555", font=font)
+    line = [(box[0] + (box[2] - box[0]) * x / last, box[3] - (box[3] - box[1]) * min(y, top) / top) for x, y in points]
+    draw.line(line, fill="#0a5fd0", width=2)
+
+
+def _told(recipe: dict) -> str:
+    """Say what a run saw."""
+    first = (
+        f"{recipe['encoder_pictures']:,} pictures for encoder, projector and word embeddings alone, then "
+        if recipe["encoder_pictures"]
+        else ""
+    )
+    return (
+        f"`{recipe['name']}`: {first}{recipe['pictures']:,} pictures with up to {recipe['queries']} queries and a "
+        f"question each, {recipe['photographs']:.0%} of them photographs."
+    )
 
 
 def write_card() -> None:
     """Write the model card from the measured figures."""
     found = json.loads((RESULTS / "nano.json").read_text("utf-8"))
-    recipe = json.loads((RESULTS / "nano_log.json").read_text("utf-8"))["recipe"]
+    recipes = [log["recipe"] for log in json.loads((RESULTS / "nano_log.json").read_text("utf-8"))]
     scenes, photographs = found["scenes"], found["photographs"]
     rows = [
         ("drawn scenes, single target", scenes["single target"]),
@@ -130,11 +160,10 @@ One query on one core, encoding included: {found["query_seconds"]:.3f} s. All ta
 ## Training
 
     torchrun --nproc-per-node 2 -m self1e train nano --data DATA --out runs/nano
-    python scripts/package_nano.py runs/nano
+    torchrun --nproc-per-node 2 -m self1e train nano_polish --data DATA --out runs/polish --set start=runs/nano/model
+    python scripts/package_nano.py runs/nano runs/polish
 
-{recipe["encoder_pictures"]:,} pictures for encoder, projector and word embeddings alone, then
-{recipe["pictures"]:,} pictures with up to {recipe["queries"]} queries and a question each; 2 CPU cores.
-Recipe: `self1e.training.recipes.nano`. Log:
+{" ".join(_told(recipe) for recipe in recipes)} On 2 CPU cores. Recipes: `self1e.training.recipes`. Logs:
 [nano_log.json](../../../../docs/results/nano_log.json).
 
 ## Data
@@ -154,12 +183,14 @@ worse on everybody else.
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("runs", type=Path, nargs="*")
     parser.add_argument("--card-only", action="store_true")
     arguments = parser.parse_args()
     if not arguments.card_only:
-        copy_model(arguments.run)
-        copy_log(arguments.run)
+        if not arguments.runs:
+            parser.error("name the folders of the runs, in order")
+        copy_model(arguments.runs[-1])
+        copy_logs(arguments.runs)
     if (RESULTS / "nano.json").is_file():
         write_card()
 
