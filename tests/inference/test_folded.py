@@ -374,6 +374,7 @@ def test_free_memory_of_the_cpu_is_less_than_the_machine_has(monkeypatch, tmp_pa
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu_folded_is_the_plain_model(tiny_model_folder, pictures):
     """And batches come from the device's own free memory."""
     model = self1e.load(tiny_model_folder, device="cuda", dtype="float32")
