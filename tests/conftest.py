@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +27,39 @@ def _load_script(name: str, folder: str = "scripts") -> ModuleType:
     sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+def _find_shared(variable: str, default: str) -> Path:
+    folder = Path(os.environ.get(variable) or Path(__file__).parents[1].parent / "shared" / default).resolve()
+    if not folder.is_dir():
+        message = f"DATA MISSING: no folder {folder}; set {variable}."
+        if os.environ.get("CI") or os.environ.get(variable):
+            pytest.fail(message)
+        pytest.skip(message)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def find_shared() -> Callable[[str, str], Path]:
+    """Find a folder of data that is not in the repository: where a variable says, else in ``../shared``.
+
+    Where it is missing the test skips, loudly; on a build machine (``CI`` set), and if the variable is set, it fails.
+    """
+    return _find_shared
+
+
+@pytest.fixture(scope="session")
+def conformance() -> Path:
+    """Pieces of official files: class lists, ``mme``, ``pope``, ``mmbench``, ``coco_results``."""
+    return _find_shared("SELF1E_CONFORMANCE", "data/1_conformance")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say it once per variable, in red, where it cannot be missed among the dots."""
+    skipped = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
+    missing = [found[1] for text in skipped if (found := re.search(r"DATA MISSING: .*set (\w+)", text))]
+    for variable, count in sorted(Counter(missing).items()):
+        terminalreporter.write_line(f"DATA MISSING: {count} tests skipped; set {variable}.", red=True, bold=True)
 
 
 @pytest.fixture(scope="session")

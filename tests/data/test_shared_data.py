@@ -39,32 +39,15 @@ from self1e.data.semantic import Ade20k, PacoLvis
 from self1e.data.vqa import LlavaInstruct, VqaLines, convert
 from self1e.structures import decode_rle
 
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 
-
-def find_folder(variable: str, default: Path) -> Path:
-    folder = Path(os.environ.get(variable) or default).resolve()
-    if not folder.is_dir():
-        message = f"DATA MISSING: no folder {folder}; set {variable}."
-        if os.environ.get("CI") or os.environ.get(variable):
-            pytest.fail(message)
-        pytest.skip(message)
-    return folder
+@pytest.fixture(scope="module")
+def layout(find_shared) -> Path:
+    return find_shared("SELF1E_LAYOUT", "data/5_layout_fixture_derived")
 
 
 @pytest.fixture(scope="module")
-def layout() -> Path:
-    return find_folder("SELF1E_LAYOUT", SHARED / "5_layout_fixture_derived")
-
-
-@pytest.fixture(scope="module")
-def conformance() -> Path:
-    return find_folder("SELF1E_CONFORMANCE", SHARED / "1_conformance")
-
-
-@pytest.fixture(scope="module")
-def photographs() -> Path:
-    return find_folder("SELF1E_TRAIN", SHARED / "2_train")
+def photographs(find_shared) -> Path:
+    return find_shared("SELF1E_TRAIN", "data/2_train")
 
 
 _PLACES = {
@@ -282,7 +265,7 @@ def test_real_annotations_are_the_union_that_pycocotools_merges(photographs):
 
 def test_table_8_holds_where_the_real_data_is():
     if not os.environ.get("SELF1E_DATA"):
-        pytest.skip("DATA MISSING: set SELF1E_DATA to the folder with the published dataset/ and data/.")
+        pytest.skip("DATA MISSING: the published dataset/ and data/ are nowhere by default; set SELF1E_DATA.")
     folder = Path(os.environ["SELF1E_DATA"])
     epoch = published_mixture(folder)
     assert differences_from_table_8(epoch.counts) == []

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-_MISSING = "GOLDEN DATA MISSING"
 
 
 def golden_folder() -> Path:
@@ -34,15 +33,9 @@ def read_json(path: Path) -> Any:
 
 
 @pytest.fixture(scope="session")
-def golden() -> Path:
+def golden(find_shared: Callable[[str, str], Path]) -> Path:
     """The golden folder."""
-    folder = golden_folder()
-    if not folder.is_dir():
-        message = f"{_MISSING}: no folder {folder}; set SELF1E_GOLDEN."
-        if os.environ.get("CI") or os.environ.get("SELF1E_GOLDEN"):
-            pytest.fail(message)
-        pytest.skip(message)
-    return folder
+    return find_shared("SELF1E_GOLDEN", "golden")
 
 
 @pytest.fixture
@@ -70,12 +63,3 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" in metafunc.fixturenames:
         cases = golden_cases()
         metafunc.parametrize("case", cases or [None], ids=[path.name for path in cases] or ["none"], indirect=True)
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Say it once, in red, where it cannot be missed among the dots."""
-    skipped = [report for report in terminalreporter.stats.get("skipped", []) if _MISSING in str(report.longrepr)]
-    if skipped:
-        terminalreporter.write_line(
-            f"{_MISSING}: {len(skipped)} tests skipped; set SELF1E_GOLDEN.", red=True, bold=True
-        )

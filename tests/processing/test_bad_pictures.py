@@ -29,7 +29,6 @@ from self1e.processing import pictures
 from self1e.processing.limits import BYTES_PER_PIXEL, PictureLimits
 from self1e.processing.pictures import open_picture
 
-MISSING = "BAD IMAGES MISSING"
 SECONDS = 20
 """For one file, on a busy machine; each takes milliseconds."""
 
@@ -58,20 +57,9 @@ for line in sys.stdin:
 """
 
 
-def bad_folder() -> Path:
-    default = Path(__file__).parents[2].parent / "shared" / "data" / "4_bad_images"
-    return Path(os.environ.get("SELF1E_BAD_IMAGES") or default).resolve()
-
-
 @pytest.fixture(scope="module")
-def folder() -> Path:
-    folder = bad_folder()
-    if not folder.is_dir():
-        message = f"{MISSING}: no folder {folder}; set SELF1E_BAD_IMAGES."
-        if os.environ.get("CI") or os.environ.get("SELF1E_BAD_IMAGES"):
-            pytest.fail(message)
-        pytest.skip(message)
-    return folder
+def folder(find_shared) -> Path:
+    return find_shared("SELF1E_BAD_IMAGES", "data/4_bad_images")
 
 
 class Child:

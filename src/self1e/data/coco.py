@@ -6,16 +6,15 @@ A query reads "the dog", for every dog in the picture. Crowd regions count as th
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from self1e.data.files import read_json
 from self1e.data.polygons import decode_segmentation
 from self1e.data.sample import Sample, Target
-from self1e.errors import DatasetError
 
 REDISTRIBUTABLE = frozenset({4, 5, 7})
 """Licence ids whose photographs may train weights that are given away: CC BY, CC BY-SA, no known restrictions."""
@@ -28,9 +27,7 @@ class CocoCategories(Sequence[Sample]):
         self.root = Path(root)
         self.split = split
         path = self.root / "annotations" / f"instances_{split}.json"
-        if not path.is_file():
-            raise DatasetError(f"No {path}; expected the COCO layout, annotations/instances_{split}.json.")
-        found = json.loads(path.read_text("utf-8"))
+        found = read_json(path, f"the COCO layout, annotations/instances_{split}.json")
         self.categories = {int(category["id"]): str(category["name"]) for category in found["categories"]}
         images = [image for image in found["images"] if licences is None or image["license"] in licences]
         self.images = sorted(images, key=lambda image: image["id"])

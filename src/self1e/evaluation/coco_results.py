@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from self1e.data.files import read_json
 from self1e.errors import DatasetError
 from self1e.files import atomic_write
 from self1e.structures import decode_rle, encode_mask
@@ -57,12 +58,7 @@ def read_coco_results(path: str | Path) -> list[CocoResult]:
         DatasetError: The file is missing, is no list of records, or a record lacks something.
     """
     path = Path(path)
-    if not path.is_file():
-        raise DatasetError(f"No file {path}; expected a COCO result file (a JSON list of records).")
-    try:
-        records = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise DatasetError(f"{path} is no JSON ({error}).") from error
+    records = read_json(path, "a COCO result file (a JSON list of records)")
     if not isinstance(records, list):
         raise DatasetError(
             f"{path} holds a {type(records).__name__}, expected a list of records: annotations (with images and "

@@ -18,7 +18,6 @@ import errno
 import hashlib
 import json
 import logging
-import math
 import os
 import re
 import threading
@@ -39,6 +38,7 @@ from self1e.inference.tables import Table, read_table
 from self1e.processing.limits import PictureLimits
 from self1e.processing.pictures import OpenedPicture, list_pictures, open_picture
 from self1e.processing.prompts import segmentation_question
+from self1e.settings import check_batch, check_max_tiles
 from self1e.structures import Segmentation
 
 Existing = Literal["keep", "update", "overwrite"]
@@ -155,12 +155,9 @@ def segment_folder(
     out = Path(out)
     if existing not in ("keep", "update", "overwrite"):
         raise SettingError(f"existing={existing!r} is unknown; choose keep, update or overwrite.")
-    if not math.isfinite(threshold):
-        raise SettingError(f"threshold={threshold!r} must be a finite number; 0 is the published one.")
-    if batch_size is not None and batch_size < 1:
-        raise SettingError(f"batch_size={batch_size!r} must be at least 1, or None to choose.")
-    if max_tiles is not None and not 1 <= max_tiles <= 12:
-        raise SettingError(f"max_tiles={max_tiles!r} must be from 1 to 12.")
+    check_batch(threshold=threshold, batch_size=batch_size)
+    if max_tiles is not None:
+        check_max_tiles(max_tiles)
     common = (queries,) if isinstance(queries, str) else tuple(queries)
     for words in common:
         segmentation_question(words, kind, template)

@@ -34,6 +34,7 @@ from self1e.model import Self1EForConditionalGeneration, VisionFeatures
 from self1e.processing.pictures import OpenedPicture, open_picture
 from self1e.processing.processor import Self1EProcessor
 from self1e.processing.prompts import SEG_TOKEN, Kind, segmentation_question
+from self1e.settings import check_batch
 from self1e.structures import Segmentation, TileGrid
 
 KindChoice = Kind | Literal["auto"]
@@ -328,10 +329,7 @@ class Self1E:
         Returns:
             One result per request, in their order; equal to ``segment`` on each, up to rounding.
         """
-        if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
-            raise SettingError(f"batch_size={batch_size!r} must be at least 1, or None to choose.")
-        if not np.isfinite(threshold):
-            raise SettingError(f"threshold={threshold!r} must be a finite number; 0 is the published one.")
+        check_batch(threshold=threshold, batch_size=batch_size)
         # All words are checked before the first picture is opened: a typing error should not cost minutes.
         asked = [(picture, check_queries(queries, kind, template)) for picture, queries in _pairs(requests)]
         results: list[Segmentation] = []

@@ -20,12 +20,10 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2Im
 from transformers.processing_utils import ImagesKwargs
 
 from self1e.errors import PictureError, SettingError
+from self1e.settings import MAX_TILES, check_max_tiles
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-MAX_TILES = 12
-"""Most tiles per picture; InternVL was trained with up to 12."""
 
 # What ``preprocess`` accepts per call. Everything else is a property of the checkpoint: set it on the instance.
 _FIXED = ("size", "resample", "image_mean", "image_std", "rescale_factor", "do_resize", "do_rescale", "do_normalize")
@@ -37,15 +35,6 @@ def _candidate_grids(max_tiles: int) -> tuple[tuple[int, int], ...]:
     sides = range(1, max_tiles + 1)
     grids = [(columns, rows) for columns in sides for rows in sides if columns * rows <= max_tiles]
     return tuple(sorted(grids, key=lambda grid: grid[0] * grid[1]))
-
-
-def _check_max_tiles(max_tiles: object) -> int:
-    if isinstance(max_tiles, bool) or not isinstance(max_tiles, int | np.integer) or not 1 <= max_tiles <= MAX_TILES:
-        raise SettingError(
-            f"max_tiles={max_tiles!r} must be a whole number from 1 to {MAX_TILES}; "
-            "the published setting is 1, and 4 to 6 show small things better."
-        )
-    return int(max_tiles)
 
 
 def choose_grid(size_wh: tuple[int, int], tile: int, max_tiles: int) -> tuple[int, int]:
@@ -62,7 +51,7 @@ def choose_grid(size_wh: tuple[int, int], tile: int, max_tiles: int) -> tuple[in
         ``(rows, columns)``.
     """
     width, height = size_wh
-    max_tiles = _check_max_tiles(max_tiles)
+    max_tiles = check_max_tiles(max_tiles)
     if width < 1 or height < 1 or tile < 1:
         raise PictureError(f"A picture of {width}x{height} on tiles of {tile} pixels: every side must be at least 1.")
     ratio, area = width / height, width * height
@@ -107,7 +96,7 @@ class Self1EImageProcessor(GotOcr2ImageProcessorPil):
         super().__init__(**kwargs)
         if not (self.size.height == self.size.width and self.size.height):
             raise SettingError(f"size={dict(self.size)!r} must be one square tile, e.g. 448 or dict(height=, width=).")
-        self.max_tiles = _check_max_tiles(self.max_tiles)
+        self.max_tiles = check_max_tiles(self.max_tiles)
         self._tables: tuple[tuple[object, ...], np.ndarray] | None = None
 
     @property
@@ -142,7 +131,7 @@ class Self1EImageProcessor(GotOcr2ImageProcessorPil):
             (height, width); ``num_tiles`` ``(n,)`` int64.
         """
         _refuse(kwargs)
-        limit = self.max_tiles if max_tiles is None else _check_max_tiles(max_tiles)
+        limit = self.max_tiles if max_tiles is None else check_max_tiles(max_tiles)
         pictures = [_as_rgb(image) for image in _flatten(images)]
         side = self.tile_size
         grids = [choose_grid(picture.size, side, limit) for picture in pictures]
@@ -185,7 +174,7 @@ class Self1EImageProcessor(GotOcr2ImageProcessorPil):
             Levels, uint8 ``(T, 3, S, S)``, row-major; and ``(rows, columns)``.
         """
         picture = _as_rgb(picture)
-        limit = self.max_tiles if max_tiles is None else _check_max_tiles(max_tiles)
+        limit = self.max_tiles if max_tiles is None else check_max_tiles(max_tiles)
         rows, columns = choose_grid(picture.size, self.tile_size, limit)
         levels = self._levels(picture, rows, columns).transpose(0, 2, 4, 1, 3)
         return np.ascontiguousarray(levels.reshape(-1, *levels.shape[2:])), (rows, columns)

@@ -177,13 +177,15 @@ def run(recipe: TrainRecipe, *, data: Path | None, out: Path, resume: bool = Fal
         if batch % workers:
             raise SettingError(f"A batch of {batch} pictures cannot be shared out to {workers} processes evenly.")
     set_seed(recipe.seed)
-    processor = parts.build_processor()
-    model: Any = parts.build_model(processor, seed=recipe.seed)
-    if recipe.start is not None:
+    model: Any
+    if recipe.start is None:
+        processor = parts.build_processor()
+        model = parts.build_model(processor, seed=recipe.seed)
+    else:
         _, path = find_model(recipe.start)
         with reading(recipe.start):
-            model = Self1EForConditionalGeneration.from_pretrained(path, dtype=torch.float32)
             processor = Self1EProcessor.from_pretrained(path)
+            model = Self1EForConditionalGeneration.from_pretrained(path, dtype=torch.float32)
     model.set_attn_implementation(recipe.attention)
     out.mkdir(parents=True, exist_ok=True)
     _check_folder(recipe, out, resume)

@@ -44,12 +44,15 @@ class Weights:
         self.files = WeightFiles(folder)
         self.attached = find_attached(self.files.tensors)
         self._places: dict[str, _Place] = {}
+        self._sources: dict[str, tuple[str, ...]] = {}
+        """The tensors of the checkpoint's layout that count, and what each becomes."""
         self._twice: list[str] = []
         for plain, stored in self.attached.plain.items():
             names = our_names(plain)
             if any(name in self._places for name in names):
                 self._twice.append(stored)
                 continue
+            self._sources[plain] = names
             self._places |= {name: _Place(plain, part, len(names)) for part, name in enumerate(names)}
         ranks = {self.files.tensors[pair.a].shape[0] for pair in self.attached.pairs.values()}
         self.scales = {rank: read_scale(folder, rank, lora_alpha) for rank in sorted(ranks - {0})}
@@ -84,10 +87,10 @@ class Weights:
         if new_mask_head and not self.has_mask_head:
             missing = {name for name in missing if not name.startswith(HEAD)}
         unexpected = [*self.attached.unexpected, *self._twice]
-        for source, names in self._sources().items():
+        for source, names in self._sources.items():
             if not all(name in expected for name in names) and not self._is_tied_copy(names, expected):
                 unexpected.append(self.attached.plain[source])
-        modules = {source.removesuffix(".weight") for source in self._sources() if source.endswith(".weight")}
+        modules = {source.removesuffix(".weight") for source in self._sources if source.endswith(".weight")}
         for module, pair in self.attached.pairs.items():
             if module not in modules:
                 unexpected += pair
@@ -101,7 +104,7 @@ class Weights:
 
     def _misshapen(self, expected: Mapping[str, Shape]) -> list[str]:
         found: list[str] = []
-        for source, names in self._sources().items():
+        for source, names in self._sources.items():
             if not all(name in expected for name in names):
                 continue
             first, *others = names
@@ -173,7 +176,3 @@ class Weights:
 
     def _stored(self, source: str) -> Any:
         return self.files.tensors[self.attached.plain[source]]
-
-    def _sources(self) -> dict[str, tuple[str, ...]]:
-        """The tensors of the checkpoint's layout that count, and what each becomes."""
-        return {place.source: our_names(place.source) for place in self._places.values()}
