@@ -284,3 +284,29 @@ def test_photographs_change_colours_but_grey_stays_grey():
     PhotoAugment()(sample, throws[0])
     PhotoAugment(recolour=1.0)(sample, throws[1])
     assert throws[0].random() != throws[1].random()
+
+
+def test_writing_the_answer_and_the_mask_are_taught_in_two_rows() -> None:
+    """Beside [SEG] the answer leaks through the image tokens: a row that teaches to write it must stay causal."""
+    processor = nano.build_processor()
+    mixture = nano.build_mixture(None, length=40, photographs=0, queries=3)
+    collate = Collator(processor)
+    seg, end = processor.seg_token_id, processor.turn_end_id
+    written = 0
+    for index in range(12):
+        item = mixture[index]
+        batch = collate([item])
+        for row, ids, labels in zip(item.rows, batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True):
+            supervised = [label for label in labels if label != -100]
+            if row.learn == "mask":
+                assert row.mask is not None
+                assert seg in ids
+                assert supervised == [end]
+            elif row.learn == "text":
+                assert row.mask is None
+                assert seg not in ids
+                assert supervised == [seg]
+                written += 1
+            else:
+                assert seg not in [*ids, *supervised]
+    assert written

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -27,6 +28,9 @@ class Row:
     answer: str
     mask: np.ndarray | None
     """Bool ``(H, W)`` at the item's picture size."""
+    learn: Literal["both", "mask", "text"] = "both"
+    """What the row teaches. ``both`` is as published. ``text`` teaches to write the answer up to [SEG] as it will be
+    generated: [SEG] is a label but no input, so the row stays causal. ``mask`` teaches the mask, and what follows."""
     before: tuple[tuple[str, str], ...] = ()
     """Earlier turns of the conversation, questions with answers; then the first of them holds the picture."""
 
@@ -76,6 +80,7 @@ class Mixture(Dataset[Item]):
         seed: int = 0,
         validation_prompt: float = 0.5,
         answers: Sequence[str] = prompts.TRAINING_ANSWERS,
+        written: float | None = None,
     ) -> None:
         """Describe the mixture.
 
@@ -88,6 +93,9 @@ class Mixture(Dataset[Item]):
             validation_prompt: Chance of the prompt that inference uses (with its space after the newline)
                 instead of one of the published training prompts.
             answers: Drawn one at random per query; each holds ``[SEG]``.
+            written: None teaches mask and text in one row, as published; there the words of the answer can be read
+                off the image tokens, which see [SEG], which sees the answer. Otherwise mask rows have no text loss
+                up to [SEG], and this share of them comes a second time as a row that only learns to write it.
         """
         if not parts or min(part.weight for part in parts.values()) <= 0:
             raise SettingError("A mixture needs at least one part, each with a weight above 0; remove unused parts.")
@@ -95,6 +103,7 @@ class Mixture(Dataset[Item]):
         self.length, self.queries, self.questions, self.seed = length, queries, questions, seed
         self.validation_prompt = validation_prompt
         self.answers = tuple(answers)
+        self.written = written
         weights = np.array([part.weight for part in parts.values()])
         self._shares = weights / weights.sum()
 
@@ -118,6 +127,9 @@ class Mixture(Dataset[Item]):
         if part.augment is not None:
             sample = part.augment(sample, rng)
         rows = [self._query_row(target, part, sample, rng) for target in self._choose(sample, part, rng)]
+        if self.written is not None:
+            written = [replace(row, mask=None, learn="text") for row in rows if rng.random() < self.written]
+            rows = [*(replace(row, learn="mask") for row in rows), *written]
         for chosen in rng.permutation(len(sample.questions))[: self.questions]:
             rows.append(_question_row(sample.questions[int(chosen)]))
         return Item(image=sample.image, rows=tuple(rows), source=sample.source)

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from self1e.data.mixture import Item
-from self1e.processing.processor import Self1EProcessor
+from self1e.data.mixture import Item, Row
+from self1e.processing.processor import IGNORED_LABEL, Self1EProcessor
 
 
 class Collator:
@@ -46,7 +46,7 @@ class Collator:
         sequences, labels, targets, picture_of_row = [], [], [], []
         for picture, item in enumerate(items):
             for row in item.rows:
-                ids, supervised = self._tokenize(row.turns, tiles[picture])
+                ids, supervised = self._taught(row, *self._tokenize(row.turns, tiles[picture]))
                 sequences.append(ids)
                 labels.append(supervised)
                 targets.append(torch.zeros(0, 1, 1) if row.mask is None else self._target(row.mask))
@@ -57,6 +57,18 @@ class Collator:
         batch["picture_of_row"] = picture_of_row
         batch["mask_targets"] = targets
         return batch
+
+    def _taught(self, row: Row, ids: list[int], labels: list[int]) -> tuple[list[int], list[int]]:
+        """Divide what the row teaches at its last [SEG]: writing it, or the mask and what follows."""
+        seg, end = self.processor.seg_token_id, self.processor.turn_end_id
+        if row.learn == "both" or seg not in ids:
+            return ids, labels
+        behind = len(ids) - ids[::-1].index(seg)
+        if row.learn == "mask":
+            return ids, [IGNORED_LABEL] * behind + labels[behind:]
+        # Any token may stand where [SEG] stood: nothing that is supervised comes after it.
+        ids = [end if token == seg else token for token in ids]
+        return ids, labels[:behind] + [IGNORED_LABEL] * (len(labels) - behind)
 
     def _tokenize_row(self, turns: tuple[tuple[str, str], ...], num_tiles: int) -> tuple[list[int], list[int]]:
         tokenized = self.processor.tokenize_conversation(list(turns), num_tiles=num_tiles, max_length=self.max_length)

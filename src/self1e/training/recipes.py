@@ -31,6 +31,9 @@ class TrainRecipe:
     """Of Muon in the first stage; None uses AdamW alone."""
     encoder_photographs: float = 0.35
     """Share of photographs in the first stage, where there are any."""
+    frozen_vision: bool = False
+    """Keep the vision encoder as the first stage, or the start, left it: what it has learned is not forgotten, and a
+    step costs less."""
     batch_size: int
     """Pictures per optimiser step; each brings its queries."""
     queries: int = 4
@@ -101,13 +104,14 @@ def nano() -> TrainRecipe:
     """
     return TrainRecipe(
         name="nano",
-        pictures=70_400,
+        pictures=128_000,
         batch_size=16,
         encoder_pictures=86_400,
         encoder_matrix_learning_rate=4e-3,
+        frozen_vision=True,
         learning_rate=1.5e-3,
         matrix_learning_rate=3e-3,
-        decay_steps=1000,
+        decay_steps=4000,
     )
 
 
@@ -194,6 +198,8 @@ def run(recipe: TrainRecipe, *, data: Path | None, out: Path, resume: bool = Fal
     photographs = recipe.photographs if data is not None else 0.0
     if recipe.encoder_pictures:
         _train_encoder(recipe, model, processor, data=data, out=out / "encoder", resume=resume, save_steps=save_steps)
+    if recipe.frozen_vision:
+        model.model.vision_tower.requires_grad_(False)
     mixture = parts.build_mixture(
         data,
         length=recipe.steps * recipe.batch_size,
