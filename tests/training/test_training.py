@@ -153,7 +153,7 @@ def test_the_encoder_learns_to_see(processor):
 def test_photographs_join_the_mixture(tmp_path):
     with pytest.raises(DatasetError, match="No folder ccp"):
         nano.build_mixture(tmp_path, length=1, photographs=0.4, queries=4)
-    assert list(nano.build_mixture(None, length=1, photographs=0.0, queries=4).parts) == ["scenes"]
+    assert list(nano.build_mixture(None, length=1, photographs=0.0, queries=4).parts) == ["scenes", "scenes_there"]
 
 
 def test_settings_are_read_as_their_types():
