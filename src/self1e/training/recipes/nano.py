@@ -1,0 +1,139 @@
+"""Recipes of `nano`, the model inside: two stages from scratch, at small size. Their settings are flat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from self1e.errors import SettingError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRecipe:
+    """Everything that decides a run, besides where its data lies."""
+
+    name: str
+    pictures: int
+    """Pictures of the run, after the first stage."""
+    start: str | None = None
+    """Model whose weights the run starts from, a name or a folder; None starts from nothing."""
+    encoder_pictures: int = 0
+    """Pictures of the first stage, in which vision encoder, projector and word embeddings learn alone; 0 leaves it
+    out."""
+    encoder_batch_size: int = 32
+    encoder_learning_rate: float = 1e-3
+    encoder_matrix_learning_rate: float | None = None
+    """Of Muon in the first stage; None uses AdamW alone."""
+    encoder_photographs: float = 0.35
+    """Share of photographs in the first stage, where there are any."""
+    frozen_vision: bool = False
+    """Keep the vision encoder as the first stage, or the start, left it: what it has learned is not forgotten, and a
+    step costs less."""
+    batch_size: int
+    """Pictures per optimiser step; each brings its queries."""
+    queries: int = 4
+    """Mask queries per picture."""
+    smallest_cut: float = 0.25
+    """Least share of a photograph's area that a random cut keeps."""
+    recolour: float = 0.0
+    """Chance that a photograph's colour channels are mixed."""
+    photographs: float = 0.25
+    """Share of photographs after the first stage, where there are any."""
+    learning_rate: float = 1e-3
+    matrix_learning_rate: float | None = None
+    """Of Muon, which then trains the matrices of hidden layers; None uses AdamW alone."""
+    warmup_steps: int = 100
+    weight_decay: float = 0.05
+    adam_beta2: float = 0.98
+    max_grad_norm: float = 1.0
+    decay_steps: int = 0
+    """Steps in which the learning rate falls to 0 in the end (cosine); constant before. A run can be prolonged
+    from any checkpoint of its constant part and still be the run that its recipe describes."""
+    mean_decay: float | None = 0.99
+    """Decay of the moving mean of the weights that is saved in the end; None saves the last weights."""
+    bf16: bool = True
+    """Matrix products in bfloat16, everything else in float32."""
+    attention: str = "eager"
+    """Attention implementation; with bfloat16 on a CPU eager is faster than SDPA at this size."""
+    target_side: int | None = 128
+    """Side of the masks that the loss sees."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.encoder_batch_size < 1:
+            raise SettingError(f"{self.name}: batch_size and encoder_batch_size must be at least 1.")
+        if self.steps < self.warmup_steps + self.decay_steps or self.steps < 1:
+            raise SettingError(
+                f"pictures={self.pictures} are {self.steps} steps of {self.batch_size}; expected at least "
+                f"warmup_steps + decay_steps = {self.warmup_steps + self.decay_steps}. "
+                "Take more pictures, or set these smaller."
+            )
+        if self.encoder_pictures and self.encoder_steps < max(1, self.warmup_steps):
+            raise SettingError(
+                f"encoder_pictures={self.encoder_pictures} are {self.encoder_steps} steps; expected at least "
+                f"warmup_steps={self.warmup_steps}, or 0 pictures to leave the first stage out."
+            )
+        for name in ("photographs", "encoder_photographs", "smallest_cut", "recolour"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise SettingError(f"{name}={getattr(self, name)} is a share: expected 0 to 1.")
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps."""
+        return self.pictures // self.batch_size
+
+    @property
+    def encoder_steps(self) -> int:
+        """Optimiser steps of the first stage."""
+        return self.encoder_pictures // self.encoder_batch_size
+
+
+def nano() -> TrainRecipe:
+    """Train `nano`, the model inside, from scratch.
+
+        self1e train nano --data DATA --out runs/nano
+
+    DATA holds ``ccp/`` (Clothing Co-Parsing) and ``coco_mini/``; without it, drawn scenes alone. On 2 CPU cores:
+    ``torchrun --nproc-per-node 2 -m self1e train nano ...``, about two hours. What it reaches, its log and its
+    curves: docs/results/nano.md. What was tried before: docs/log.md.
+    """
+    return TrainRecipe(
+        name="nano",
+        pictures=128_000,
+        batch_size=16,
+        encoder_pictures=86_400,
+        encoder_matrix_learning_rate=4e-3,
+        frozen_vision=True,
+        learning_rate=1.5e-3,
+        matrix_learning_rate=3e-3,
+        decay_steps=4000,
+    )
+
+
+def nano_polish() -> TrainRecipe:
+    """Train the shipped `nano` a little longer, mostly on photographs cut closer and in other colours.
+
+        self1e train nano_polish --data DATA --out runs/polish --set start=runs/nano/model
+
+    `nano` alone saw whole people in few colours: on a portrait it found half of the person (docs/log.md).
+    """
+    return TrainRecipe(
+        name="nano_polish",
+        start="nano",
+        pictures=9_600,
+        batch_size=16,
+        learning_rate=1e-3,
+        matrix_learning_rate=1.5e-3,
+        warmup_steps=50,
+        decay_steps=450,
+        photographs=0.6,
+        smallest_cut=0.1,
+        recolour=0.5,
+        seed=1,
+    )
+
+
+def nano_smoke() -> TrainRecipe:
+    """Take a few steps on drawn scenes: seconds, to see that everything works."""
+    return TrainRecipe(
+        name="nano_smoke", pictures=16, batch_size=4, encoder_pictures=64, queries=2, warmup_steps=1, decay_steps=1
+    )
