@@ -52,6 +52,8 @@ class Self1EConfig(InternVLConfig):
         num_seg_tokens: [SEG] tokens per query: 1 (SELF1E), or 4, 9, 16 ... one per sub-pixel of a finer
             grid (the multi-token paradigm, for comparison only).
         template: Name of the conversation template the checkpoint was made with, if it says.
+        no_target_threshold: Least score, 0..1, of a mask that counts as found; below it the answer is "not there".
+            Fitted by ``self1e calibrate``; None keeps every mask.
     """
 
     model_type = "self1e"
@@ -69,6 +71,7 @@ class Self1EConfig(InternVLConfig):
     auxiliary_low_resolution: str = "plain"
     num_seg_tokens: int = 1
     template: str | None = None
+    no_target_threshold: float | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -83,6 +86,9 @@ class Self1EConfig(InternVLConfig):
                 f"unshuffle={self.unshuffle!r} needs fine features and a residual, found fine={self.fine!r} and "
                 f"residual={self.residual}. Use unshuffle='two' (the same without them), or 'none'."
             )
+        least = self.no_target_threshold
+        if least is not None and not 0 <= least <= 1:
+            raise SettingError(f"no_target_threshold={least} is a score, 0 to 1; or None for none.")
         side = round(self.num_seg_tokens**0.5)
         if self.num_seg_tokens < 1 or side * side != self.num_seg_tokens:
             raise SettingError(

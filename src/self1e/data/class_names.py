@@ -102,3 +102,6 @@ PASCAL_VOC_20 = _names("""
     pottedplant, sheep, sofa, train, tv
 """)
 """Pascal VOC 2012 without background."""
+
+CAMVID = _names("sky, building, pole, road, pavement, tree, sign, fence, car, pedestrian, bicyclist")
+"""CamVid's 11 classes, as SegNet's edition has them; 11 is unlabelled."""

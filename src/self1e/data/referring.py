@@ -31,7 +31,7 @@ import numpy as np
 from self1e.data.files import CocoPictures, read_json, read_rgb
 from self1e.data.pickles import read_plain_pickle
 from self1e.data.polygons import compact_segmentation, count_segmentation, decode_segmentation
-from self1e.data.sample import Sample, Target
+from self1e.data.sample import Outline, Sample, Target
 from self1e.errors import DatasetError, did_you_mean
 
 SPLIT_BY = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd", "refclef": "unc", "grefcoco": "unc"}
@@ -111,17 +111,43 @@ class Referring(Sequence[Sample]):
         return len(self.image_ids)
 
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]  # no slices
+        source, targets = self.targets(index)
+        file_name, size_wh = self._index.images[self.image_ids[index]]
+        image = read_rgb(self._find(file_name, source), source, size_wh)
+        return Sample(image=image, targets=targets, source=source)
+
+    def targets(self, index: int) -> tuple[str, tuple[Target, ...]]:
+        """Name of a sample and its targets, which need no picture: its size stands in the annotations."""
         image_id = self.image_ids[index]
         source = f"{self.name}({self.split_by})/{self.split}/{image_id}"
-        file_name, size_wh = self._index.images[image_id]
-        path = self._saiapr / file_name if self._saiapr is not None else self._pictures.find(file_name, source)
-        image = read_rgb(path, source, size_wh)
+        _, size_wh = self._index.images[image_id]
         targets = []
         for reference in self.references[image_id]:
             mask = self._mask(reference, size_wh, source)
             tag = ("none", "one")[len(reference.annotation_ids)] if len(reference.annotation_ids) < 2 else "several"
             targets += [Target(text=sentence, mask=mask, tag=tag) for sentence in reference.sentences]
-        return Sample(image=image, targets=tuple(targets), source=source)
+        return source, tuple(targets)
+
+    def missing_pictures(self) -> list[str]:
+        """Names of the pictures that are in none of the folders."""
+        missing = []
+        for image_id in self.image_ids:
+            file_name, _ = self._index.images[image_id]
+            try:
+                if not self._find(file_name, self.name).is_file():
+                    missing.append(file_name)
+            except DatasetError:
+                missing.append(file_name)
+        return missing
+
+    def _find(self, file_name: str, source: str) -> Path:
+        return self._saiapr / file_name if self._saiapr is not None else self._pictures.find(file_name, source)
+
+    def peek(self, index: int, *, with_size: bool = False) -> Outline:
+        """Outline a sample; see `Outline`."""
+        image_id = self.image_ids[index]
+        letters = max(len(text) for reference in self.references[image_id] for text in reference.sentences)
+        return Outline(letters=letters, has_mask=True, size_wh=self._index.images[image_id][1])
 
     def _mask(self, reference: Reference, size_wh: tuple[int, int], source: str) -> np.ndarray:
         found = [self._index.segmentations[number] for number in reference.annotation_ids]

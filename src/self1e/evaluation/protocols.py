@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal
 
+from self1e.data import class_names
 from self1e.errors import SettingError, did_you_mean
 from self1e.evaluation.metrics.choices import MMBench
 from self1e.evaluation.metrics.concepts import ConceptF1
@@ -18,7 +19,7 @@ from self1e.evaluation.metrics.generalized import GeneralizedIoU
 from self1e.evaluation.metrics.masks import MaskIoU
 from self1e.evaluation.metrics.rows import Metric, Row
 from self1e.evaluation.metrics.semantic import SemanticIoU
-from self1e.evaluation.metrics.vqa import ExactMatch, VqaAccuracy
+from self1e.evaluation.metrics.vqa import ExactMatch, Submitted, VqaAccuracy
 from self1e.evaluation.metrics.yes_no import Mme, Pope
 
 
@@ -59,12 +60,19 @@ PROTOCOLS: dict[str, Protocol] = {
     "ovs.d2/pc-59": Protocol(partial(SemanticIoU.of, "pc-59"), ("miou_cls", "miou_cls_mmseg"), "one picture"),
     "ovs.d2/pc-459": Protocol(partial(SemanticIoU.of, "pc-459"), ("miou_cls", "miou_cls_mmseg"), "one picture, uint16"),
     "ovs.d2/pas-20": Protocol(partial(SemanticIoU.of, "pas-20"), ("miou_cls", "miou_cls_mmseg"), "one picture"),
+    "ovs.d2/camvid": Protocol(
+        partial(SemanticIoU, class_names.CAMVID, ignore=11),
+        ("miou_cls", "miou_cls_mmseg"),
+        "one picture; not published with this method",
+    ),
     "cgf1": Protocol(ConceptF1, ("cgf1", "pmf1", "il_mcc"), "one phrase on one picture, any number of instances"),
     "vqa.m4c": Protocol(VqaAccuracy, ("accuracy",), "one question, ten answers, EvalAI's normaliser"),
     "vqa.official": Protocol(
         partial(VqaAccuracy, "official"), ("accuracy",), "one question, ten answers, the VQA API's normaliser"
     ),
     "gqa.exact": Protocol(ExactMatch, ("accuracy",), "one question, one answer"),
+    "scenes.exact": Protocol(ExactMatch, ("accuracy",), "one question about a drawn scene, one answer"),
+    "vqa.submission": Protocol(Submitted, (), "one question whose answer the test server keeps: no score here"),
     "pope.ivl": Protocol(
         Pope, ("f1", "pooled/accuracy", "pooled/precision", "pooled/recall", "pooled/yes"), "mean F1 of three files"
     ),
@@ -82,6 +90,7 @@ EXPECTED_SAMPLES = {
     "refcocog/val": 4_896, "refcocog/test": 9_602,
     "reasonseg/val": 200, "reasonseg/test": 779,
     "ade20k-150/val": 2_000, "pc-59/val": 5_105, "pc-459/val": 5_105,
+    "pas-20/val": 1_449,
 }  # fmt: skip
 """Samples of complete benchmarks, for ``Metric.check_complete``: expressions with ``res.sentence`` (RefCOCOg: umd)."""
 
@@ -109,6 +118,8 @@ class Run:
     """Mask logits above it are foreground."""
     resolution: str = "native"
     """Where IoU is computed: the picture's own size."""
+    rejection: str = "none"
+    """How "not there" is said besides an empty mask: ``generated`` (no [SEG] is written), ``score < 0.61``, or both."""
 
     def __post_init__(self) -> None:
         protocol(self.protocol)

@@ -35,7 +35,7 @@ from self1e.processing.pictures import OpenedPicture, open_picture
 from self1e.processing.processor import Self1EProcessor
 from self1e.processing.prompts import SEG_TOKEN, Kind, segmentation_question
 from self1e.settings import check_batch
-from self1e.structures import Segmentation, TileGrid
+from self1e.structures import Segmentation, TileGrid, encode_mask
 
 KindChoice = Kind | Literal["auto"]
 Exact = Literal["auto", "folded", "plain"]
@@ -148,6 +148,11 @@ class Self1E:
     def dtype(self) -> torch.dtype:
         """Type of the weights."""
         return self.model.dtype
+
+    @property
+    def no_target_threshold(self) -> float | None:
+        """Least score of a mask that counts as found; None if the model was not calibrated."""
+        return getattr(self.model.config, "no_target_threshold", None)
 
     def __repr__(self) -> str:
         return f"<Self1E {self.name} on {self.device}, {str(self.dtype).removeprefix('torch.')}>"
@@ -264,6 +269,7 @@ class Self1E:
         return_logits: bool = False,
         batch_size: int | None = None,
         exact: Exact = "auto",
+        reject: bool = True,
     ) -> Segmentation:
         """Find what the words mean.
 
@@ -282,6 +288,8 @@ class Self1E:
             exact: ``"auto"`` computes with folded weights, which give the same masks with less work, or with the
                 plain modules where a switch, the language model or adapters need them. ``"plain"`` forces the
                 plain modules, ``"folded"`` the folded weights.
+            reject: Empty the masks whose score is below the model's ``no_target_threshold``, if it was calibrated
+                (`self1e.evaluation.calibration`). False keeps every mask as the logits have it.
 
         Returns:
             One mask per query, in their order; an empty one says "not there".
@@ -300,6 +308,7 @@ class Self1E:
             return_logits=return_logits,
             batch_size=batch_size,
             exact=exact,
+            reject=reject,
         )[0]
 
     def segment_batch(
@@ -313,6 +322,7 @@ class Self1E:
         return_logits: bool = False,
         batch_size: int | None = None,
         exact: Exact = "auto",
+        reject: bool = True,
     ) -> list[Segmentation]:
         """Find things in several pictures, whose queries share batches.
 
@@ -325,11 +335,13 @@ class Self1E:
             return_logits: Keep the logits.
             batch_size: Most queries at once, over all pictures.
             exact: See ``segment``.
+            reject: See ``segment``.
 
         Returns:
             One result per request, in their order; equal to ``segment`` on each, up to rounding.
         """
         check_batch(threshold=threshold, batch_size=batch_size)
+        least_score = self.no_target_threshold if reject else None
         # All words are checked before the first picture is opened: a typing error should not cost minutes.
         asked = [(picture, check_queries(queries, kind, template)) for picture, queries in _pairs(requests)]
         results: list[Segmentation] = []
@@ -344,9 +356,13 @@ class Self1E:
                 window.append((self._cut(picture, max_tiles), queries))
             # Pictures wait for each other only until they fill a batch: features of few are held at a time.
             if sum(self._cost(entry.grid, batch_size) * len(words) for entry, words in window) >= room:
-                results += self._segment_window(window, template, threshold, return_logits, batch_size, engine)
+                results += self._segment_window(
+                    window, template, threshold, return_logits, batch_size, engine, least_score
+                )
                 window = []
-        return results + self._segment_window(window, template, threshold, return_logits, batch_size, engine)
+        return results + self._segment_window(
+            window, template, threshold, return_logits, batch_size, engine, least_score
+        )
 
     def _cost(self, grid: TileGrid, batch_size: int | None) -> int:
         return grid.num_tiles * self.processor.image_seq_length + _WORDS if batch_size is None else 1
@@ -372,6 +388,7 @@ class Self1E:
         return_logits: bool,
         batch_size: int | None,
         engine: FoldedModel | None,
+        least_score: float | None,
     ) -> list[Segmentation]:
         """Segment a few pictures, their queries batched together."""
         fresh = iter(self._encode_all([entry for entry, _ in window if isinstance(entry, _Tiles)], engine))
@@ -379,7 +396,14 @@ class Self1E:
         rows = [_Row(index, query, kind) for index, (_, words) in enumerate(window) for query, kind in words]
         logits = iter(self._mask_logits(pictures, rows, template, batch_size, engine))
         return [
-            _finish(picture, [query for query, _ in words], [next(logits) for _ in words], threshold, return_logits)
+            finish(
+                picture,
+                [query for query, _ in words],
+                [next(logits) for _ in words],
+                threshold=threshold,
+                return_logits=return_logits,
+                least_score=least_score,
+            )
             for picture, (_, words) in zip(pictures, window, strict=True)
         ]
 
@@ -427,6 +451,60 @@ class Self1E:
                 cost, previous = self._cost(grids[index], batch_size), tiles
             batches[-1].append(index)
         return batches
+
+    @torch.inference_mode()
+    def mask_logits(
+        self,
+        picture: Any,
+        queries: str | Sequence[str],
+        *,
+        kind: KindChoice | Sequence[KindChoice] = "auto",
+        template: str | None = None,
+        max_tiles: int | None = None,
+        batch_size: int | None = None,
+        exact: Exact = "auto",
+    ) -> Tensor:
+        """Return logits at the mask head's resolution, float32 ``(K, h, w)``, and make no masks of them.
+
+        For comparing classes pixel by pixel; arguments as for ``segment``.
+        """
+        check_batch(threshold=0.0, batch_size=batch_size)
+        asked = check_queries(queries, kind, template)
+        engine = self._engine(exact)
+        encoded = self._encoded(picture, max_tiles, exact, engine)
+        rows = [_Row(0, query, known) for query, known in asked]
+        return torch.stack(self._mask_logits([encoded], rows, template, batch_size, engine))
+
+    @torch.inference_mode()
+    def read_rows(
+        self, encoded: EncodedPicture, rows: Sequence[Sequence[int]], *, exact: Exact = "auto"
+    ) -> list[Tensor]:
+        """Read the masks of complete texts about one picture in one pass under the dual mask.
+
+        Args:
+            encoded: From ``encode``.
+            rows: Token ids of each, with at least one [SEG].
+            exact: See ``segment``; rows with several [SEG] are left to the plain modules.
+
+        Returns:
+            Logits per row, float32 ``(K, h, w)``, one map for each of its [SEG].
+        """
+        engine = self._engine(exact)
+        self._check_encoded(encoded, None, engine)
+        seg = self.model.config.seg_token_id
+        cut = [list(row[: len(row) - list(reversed(row)).index(seg)]) for row in rows]  # what follows has no influence
+        if engine is not None and all(row.count(seg) == 1 for row in cut):
+            ready = _Folded(engine, [encoded], self._prefix())
+            return [logits.float()[None] for logits in ready.mask_logits(self.processor.pad(cut), [0] * len(cut))]
+        ready = _Plain(self.model, [encoded])
+        return [logits.float() for logits in ready.all_mask_logits(self.processor.pad(cut), [0] * len(cut))]
+
+    def _encoded(self, picture: Any, max_tiles: int | None, exact: Exact, engine: FoldedModel | None) -> EncodedPicture:
+        """Encode, unless it is."""
+        if not isinstance(picture, EncodedPicture):
+            return self.encode(picture, max_tiles=max_tiles, exact=exact)
+        self._check_encoded(picture, max_tiles, engine)
+        return picture
 
     # ------------------------------------------------------------------ text
 
@@ -513,6 +591,12 @@ class _Plain:
         ]
 
     def mask_logits(self, inputs: dict[str, Tensor], picture_of_row: Sequence[int]) -> list[Tensor]:
+        found = self.all_mask_logits(inputs, picture_of_row)
+        assert all(len(logits) == 1 for logits in found), "one mask per row"
+        return [logits[0] for logits in found]
+
+    def all_mask_logits(self, inputs: dict[str, Tensor], picture_of_row: Sequence[int]) -> list[Tensor]:
+        """Per row one map for each of its queries, ``(K, h, w)``."""
         used = sorted(set(picture_of_row))
         output = self._model(
             **{name: tensor.to(self._model.device) for name, tensor in inputs.items()},
@@ -520,8 +604,7 @@ class _Plain:
             picture_of_row=[used.index(picture) for picture in picture_of_row],
             logits_to_keep=1,  # next-token scores of every position would be the largest tensor of all
         )
-        assert all(len(logits) == 1 for logits in output.mask_logits), "one mask per row"
-        return [logits[0] for logits in output.mask_logits]
+        return list(output.mask_logits)
 
 
 class _Folded:
@@ -577,19 +660,40 @@ def _pairs(requests: Iterable[Any]) -> Iterable[tuple[Any, Any]]:
         yield request[0], request[1]
 
 
-def _finish(
-    picture: EncodedPicture, queries: Sequence[str], logits: Sequence[Tensor], threshold: float, return_logits: bool
+def finish(
+    picture: EncodedPicture,
+    queries: Sequence[str],
+    logits: Sequence[Tensor | None],
+    *,
+    threshold: float = 0.0,
+    return_logits: bool = False,
+    least_score: float | None = None,
+    text: Sequence[str] = (),
 ) -> Segmentation:
-    """Bring logits to the picture's size, one query at a time: full-size masks exist only as run-length codes."""
-    masks = [enlarge(one, picture.size_wh, threshold) for one in logits]
+    """Bring logits to the picture's size, one query at a time: full-size masks exist only as run-length codes.
+
+    Args:
+        picture: Whose masks they are.
+        queries: What was asked, K of them.
+        logits: Float32 ``(h, w)`` per query; None where the model gave no mask, which is an empty one.
+        threshold: Foreground is strictly above it.
+        return_logits: Keep them; then none may be missing.
+        least_score: Masks that score less become empty.
+        text: What the model said per query.
+    """
+    nothing = encode_mask(np.zeros(picture.size_wh[::-1], dtype=bool)), 0.0
+    masks = [nothing if one is None else enlarge(one, picture.size_wh, threshold) for one in logits]
+    if least_score is not None:
+        masks = [found if found[1] >= least_score else nothing for found in masks]
     return Segmentation(
         queries=tuple(queries),
         rles=tuple(rle for rle, _ in masks),
         scores=np.array([score for _, score in masks], dtype=np.float32),
         size_wh=picture.size_wh,
         image=picture.image,
+        text=tuple(text),
         source=picture.source,
-        mask_logits=torch.stack(list(logits)).cpu().numpy() if return_logits else None,
+        mask_logits=torch.stack([one for one in logits if one is not None]).cpu().numpy() if return_logits else None,
     )
 
 

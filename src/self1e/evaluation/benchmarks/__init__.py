@@ -6,9 +6,11 @@ file              what
 ``interface``     what a benchmark is
 ``masks``         pictures with expressions: RefCOCO/+/g, gRefCOCO, ReasonSeg, drawn scenes, clothing, your own data
 ``classes``       pictures with class maps: ADE20K, Pascal Context and VOC, CamVid
+``registry``      all of them by name
 ================  ====================================================================================================
 """
 
 from self1e.evaluation.benchmarks.interface import ANSWERS, Answer, Benchmark, Opened, Options
+from self1e.evaluation.benchmarks.registry import BENCHMARKS, find_benchmark
 
-__all__ = ["ANSWERS", "Answer", "Benchmark", "Opened", "Options"]
+__all__ = ["ANSWERS", "BENCHMARKS", "Answer", "Benchmark", "Opened", "Options", "find_benchmark"]

@@ -1,7 +1,7 @@
 """What a benchmark is: a name, units to go through, how one of them is measured, and what the numbers mean.
 
-A **unit** is what shares one encoding, usually a picture with everything that is asked about it. The runner shares units
-out over processes, calls ``measure`` for each, and writes the rows. Tables come from rows alone
+A **unit** is what shares one encoding, usually a picture with everything that is asked about it. The runner shares
+units out over processes, calls ``measure`` for each, and writes the rows. Tables come from rows alone
 (`self1e.evaluation.dump`), so a benchmark holds no figures.
 
 To add one, write ``open``, ``measure`` and ``failed``, and name it in `self1e.evaluation.benchmarks`.
