@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from self1e.data.sample import Sample
+from self1e.data.sample import Outline, Sample
 from self1e.errors import DatasetError
 
 _COCO_FOLDERS = (
@@ -50,6 +50,19 @@ def read_rgb(path: Path, source: str, size_wh: tuple[int, int] | None = None) ->
             "masks would lie elsewhere. Use the pictures that the annotations were made for, unscaled."
         )
     return image
+
+
+def read_size(path: Path, source: str) -> tuple[int, int]:
+    """Read a picture's width and height from its first bytes.
+
+    Raises:
+        DatasetError: It is missing or cannot be read.
+    """
+    try:
+        with Image.open(path) as opened:
+            return opened.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return read_rgb(path, source).size  # says what is wrong
 
 
 def read_label_map(path: Path, source: str, size_wh: tuple[int, int]) -> np.ndarray:
@@ -170,3 +183,27 @@ class Chosen(Sequence[Sample]):
 
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]  # no slices
         return self.samples[int(self.indices[index])]
+
+    def peek(self, index: int, *, with_size: bool = False) -> Outline:
+        """Outline a sample; see `Outline`."""
+        return peek(self.samples, int(self.indices[index]), with_size=with_size)
+
+
+def peek(samples: Sequence[Sample], index: int, *, with_size: bool = False) -> Outline:
+    """Outline a sample; one of a data set that cannot say without reading is read.
+
+    Args:
+        samples: Any data set.
+        index: Of the sample.
+        with_size: Ask for the picture's size, which may cost opening its file.
+    """
+    own = getattr(samples, "peek", None)
+    if own is not None:
+        return own(index, with_size=with_size)
+    sample = samples[index]
+    letters = [len(target.text) for target in sample.targets]
+    letters += [
+        len(question.text) + len(question.answer) + sum(len(asked) + len(answer) for asked, answer in question.before)
+        for question in sample.questions
+    ]
+    return Outline(letters=max(letters, default=0), has_mask=bool(sample.targets), size_wh=sample.image.size)

@@ -25,15 +25,18 @@ from typing import Any
 
 import numpy as np
 
-from self1e.data.files import read_json, read_rgb
+from self1e.data.files import read_json, read_rgb, read_size
 from self1e.data.polygons import paint_polygon
-from self1e.data.sample import Question, Sample, Target
+from self1e.data.sample import Outline, Question, Sample, Target
 from self1e.errors import DatasetError
 from self1e.processing.prompts import Kind
 
 IGNORED = 255
 """Value of pixels that do not count, in a painted map."""
 EXPLANATORY = "explanatory"
+
+_TEXT_LETTERS = 90
+"""Of a question, about."""
 
 
 class ReasonSeg(Sequence[Sample]):
@@ -97,6 +100,12 @@ class ReasonSeg(Sequence[Sample]):
         wanted = texts if self.every_text else texts[:1]
         targets = tuple(Target(text=text, mask=mask, kind=kind, tag="reasoning", ignore=ignore) for text in wanted)
         return Sample(image=image, targets=targets, questions=questions, source=source)
+
+    def peek(self, index: int, *, with_size: bool = False) -> Outline:
+        """Outline a sample; see `Outline`. Its JSON is not read: there are few, and their texts are alike in length."""
+        name = self.names[index]
+        size_wh = read_size(self.folder / f"{name}.jpg", f"reasonseg/{self.split}/{name}") if with_size else None
+        return Outline(letters=_TEXT_LETTERS, has_mask=True, size_wh=size_wh)
 
 
 def paint_shapes(shapes: Iterable[Mapping[str, Any]], size_wh: tuple[int, int]) -> np.ndarray:

@@ -40,6 +40,17 @@ class Question:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Outline:
+    """What a data set's ``peek(index, with_size=...)`` says of a sample without decoding its picture."""
+
+    letters: int
+    """About how many letters the longest row about it has, template left out."""
+    has_mask: bool
+    size_wh: tuple[int, int] | None = None
+    """Of the picture, if it was asked for or costs nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sample:
     """One picture with everything that is asked about it."""
 

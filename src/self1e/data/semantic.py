@@ -31,10 +31,13 @@ from typing import Any
 import numpy as np
 
 from self1e.data.class_names import ADE20K, COCO_STUFF
-from self1e.data.files import CocoPictures, read_json, read_label_map, read_rgb
+from self1e.data.files import CocoPictures, read_json, read_label_map, read_rgb, read_size
 from self1e.data.polygons import compact_segmentation, decode_segmentation
-from self1e.data.sample import Sample, Target
+from self1e.data.sample import Outline, Sample, Target
 from self1e.errors import DatasetError
+
+_NAME_LETTERS = 10
+"""Of the longest of three class names, about."""
 
 
 class Ade20k(Sequence[Sample]):
@@ -71,8 +74,15 @@ class Ade20k(Sequence[Sample]):
         name = self.names[index]
         source = f"ade20k/{self.split}/{name}"
         path = self.root / "annotations" / self.split / f"{name}.png"
-        picture = self.root / "images" / self.split / f"{name}.jpg"
-        return _label_sample(picture, path, self.classes, frozenset({0}), source)
+        return _label_sample(self._picture(name), path, self.classes, frozenset({0}), source)
+
+    def peek(self, index: int, *, with_size: bool = False) -> Outline:
+        """Outline a sample; see `Outline`."""
+        name = self.names[index]
+        return _label_outline(self._picture(name) if with_size else None, f"ade20k/{self.split}/{name}")
+
+    def _picture(self, name: str) -> Path:
+        return self.root / "images" / self.split / f"{name}.jpg"
 
 
 class CocoStuff(Sequence[Sample]):
@@ -111,6 +121,18 @@ class CocoStuff(Sequence[Sample]):
         source = f"cocostuff/{self.split}/{name}"
         picture = self.pictures.find(f"{name}.jpg", source)
         return _label_sample(picture, self.folder / f"{name}.png", self.classes, self._unnamed, source)
+
+    def peek(self, index: int, *, with_size: bool = False) -> Outline:
+        """Outline a sample; see `Outline`."""
+        name = self.names[index]
+        source = f"cocostuff/{self.split}/{name}"
+        return _label_outline(self.pictures.find(f"{name}.jpg", source) if with_size else None, source)
+
+
+def _label_outline(picture: Path | None, source: str) -> Outline:
+    """Outline a picture whose classes only its map knows; their names hardly differ in length."""
+    size_wh = None if picture is None else read_size(picture, source)
+    return Outline(letters=_NAME_LETTERS, has_mask=True, size_wh=size_wh)
 
 
 def _label_sample(
@@ -153,6 +175,12 @@ class _Parts(Sequence[Sample]):
             mask = decode_segmentation(segmentation, size_wh, source)
             targets.append(Target(text=text, mask=mask, tag="instance", aliases=tuple(aliases)))
         return Sample(image=image, targets=tuple(targets), source=source)
+
+    def peek(self, index: int, *, with_size: bool = False) -> Outline:
+        """Outline a sample; see `Outline`."""
+        image_id, _, size_wh = self.images[index]
+        letters = max(len(name) for category, _ in self.annotations[image_id] for name in self.categories[category])
+        return Outline(letters=letters, has_mask=True, size_wh=size_wh)
 
     @abstractmethod
     def _find(self, file_name: str, source: str) -> Path:

@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from self1e.data.files import CocoPictures, read_json, read_rgb
-from self1e.data.sample import Question, Sample
+from self1e.data.files import CocoPictures, read_json, read_rgb, read_size
+from self1e.data.sample import Outline, Question, Sample
 from self1e.errors import DatasetError, did_you_mean
 from self1e.processing.prompts import IMAGE_PLACEHOLDER, SHORT_ANSWER_PROMPT, UNANSWERABLE_PROMPT
 
@@ -79,6 +79,19 @@ class VqaLines(Sequence[Sample]):
         return len(self._starts)
 
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]  # no slices
+        source, picture, question, answer = self._read(index)
+        asked = Question(text=f"{question} {self.set.prompt}", answer=answer, tag=self.name)
+        return Sample(image=read_rgb(self._find(picture, source), source), questions=(asked,), source=source)
+
+    def peek(self, index: int, *, with_size: bool = False) -> Outline:
+        """Outline a sample; see `Outline`."""
+        source, picture, question, answer = self._read(index)
+        size_wh = read_size(self._find(picture, source), source) if with_size else None
+        letters = len(question) + len(self.set.prompt) + len(answer)
+        return Outline(letters=letters, has_mask=False, size_wh=size_wh)
+
+    def _read(self, index: int) -> tuple[str, str, str, str]:
+        """Read a line: its source, picture, question and answer."""
         with self.path.open("rb") as file:
             file.seek(int(self._starts[index]))
             line = file.readline()
@@ -91,11 +104,13 @@ class VqaLines(Sequence[Sample]):
                 f"{source}: line {range(len(self))[index] + 1} of {self.path} is malformed at {error!r}; expected "
                 f"one JSON object with {', '.join(_KEYS)}."
             ) from error
+        return source, picture, question, answer
+
+    def _find(self, picture: str, source: str) -> Path:
         path = self.data.parent / picture
         if not path.is_file() and "COCO" in picture:
             path = self._pictures.find(picture, source)
-        asked = Question(text=f"{question} {self.set.prompt}", answer=answer, tag=self.name)
-        return Sample(image=read_rgb(path, source), questions=(asked,), source=source)
+        return path
 
 
 def _line_starts(path: Path) -> np.ndarray:
@@ -132,19 +147,29 @@ class LlavaInstruct(Sequence[Sample]):
         return len(self.records)
 
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]  # no slices
+        source, picture, (*before, (question, answer)) = self._read(index)
+        image = read_rgb(self._pictures.find(picture, source), source)
+        asked = Question(text=question, answer=answer, tag="conversation", before=tuple(before))
+        return Sample(image=image, questions=(asked,), source=source)
+
+    def peek(self, index: int, *, with_size: bool = False) -> Outline:
+        """Outline a sample; see `Outline`."""
+        source, picture, turns = self._read(index)
+        size_wh = read_size(self._pictures.find(picture, source), source) if with_size else None
+        letters = sum(len(question) + len(answer) for question, answer in turns)
+        return Outline(letters=letters, has_mask=False, size_wh=size_wh)
+
+    def _read(self, index: int) -> tuple[str, str, list[tuple[str, str]]]:
+        """Check a record: its source, picture and turns."""
         record = self.records[index]
         source = f"llava_instruct_150k/{range(len(self))[index]}"
         try:
-            *before, (question, answer) = read_turns(record["conversations"])
-            picture = str(record["image"])
+            return source, str(record["image"]), read_turns(record["conversations"])
         except (KeyError, TypeError, ValueError) as error:
             raise DatasetError(
                 f"{source}: record {range(len(self))[index]} of {self.path} is malformed at {error!r}; expected image "
                 "and conversations, in which human and gpt take turns."
             ) from error
-        image = read_rgb(self._pictures.find(picture, source), source)
-        asked = Question(text=question, answer=answer, tag="conversation", before=tuple(before))
-        return Sample(image=image, questions=(asked,), source=source)
 
 
 def read_turns(conversations: Sequence[dict[str, str]]) -> list[tuple[str, str]]:
