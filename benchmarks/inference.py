@@ -12,24 +12,30 @@ numbers: 2 per multiply-add, of matrix products, convolutions and attention (a d
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
 import json
-import platform
-import shlex
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
+from common import (
+    AFTER,
+    BEFORE,
+    NANO,
+    REST,
+    ROOT,
+    SIZES,
+    Peak,
+    facts,
+    operations,
+    published_config,
+    random_model,
+    timed,
+)
 from PIL import Image
-from torch.utils.flop_counter import FlopCounterMode
 
 import self1e
 from self1e.inference.folded import FoldedModel
@@ -39,66 +45,16 @@ from self1e.model.mask_head import stitch_tiles
 from self1e.processing.image import Self1EImageProcessor
 from self1e.processing.processor import Self1EProcessor
 
-ROOT = Path(__file__).parents[1]
-NANO = ROOT / "src/self1e/assets/nano"
 PATHS = ("plain", "folded")
-BEFORE, AFTER, REST = 42, 28, 3
-"""Tokens before the picture, after it up to [SEG], and behind [SEG] ('.', end of turn, newline): METHOD 3.6, Qwen2."""
 MANY = 150
 """Queries of a large vocabulary: the classes of ADE20K."""
-
-SIZES: dict[str, tuple[str, int, int, int, int, int, int, int]] = {
-    # language model, width, layers, heads, key heads, head size, MLP, vocabulary; public configurations
-    "InternVL3-1B": ("qwen2", 896, 24, 14, 2, 64, 4864, 151676),
-    "InternVL3-2B": ("qwen2", 1536, 28, 12, 2, 128, 8960, 151676),
-    "InternVL3-8B": ("qwen2", 3584, 28, 28, 4, 128, 18944, 151676),
-}
-
-
-def published_config(name: str) -> Self1EConfig:
-    """Sizes of a published base model with InternViT-300M, and the ids of nano's tokenizer."""
-    family, width, layers, heads, key_heads, head, mlp, vocabulary = SIZES[name]
-    text = {
-        "model_type": family,
-        "hidden_size": width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": key_heads,
-        "head_dim": head,
-        "intermediate_size": mlp,
-        "vocab_size": vocabulary,
-        "bos_token_id": None,
-        "eos_token_id": None,
-        "pad_token_id": None,
-        "tie_word_embeddings": False,
-        "max_position_embeddings": 32768,
-    }
-    vision = {
-        "hidden_size": 1024,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "intermediate_size": 4096,
-        "image_size": [448, 448],
-        "patch_size": [14, 14],
-        "attention_bias": True,
-    }
-    nano = Self1EConfig.from_pretrained(NANO)
-    ids = {"image_token_id": nano.image_token_id, "seg_token_id": nano.seg_token_id}
-    return Self1EConfig(text_config=text, vision_config=vision, image_seq_length=256, **ids)
 
 
 def load(name: str, device: str, dtype: torch.dtype) -> Self1E:
     """Load a model, or make one of published sizes with random weights."""
     if name not in SIZES:
         return self1e.load(name, device=device, dtype=dtype)
-    torch.manual_seed(0)
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)  # never a copy in another type: it would not fit
-    try:
-        with torch.device(device):
-            model = Self1EForConditionalGeneration(published_config(name)).eval()
-    finally:
-        torch.set_default_dtype(default)
+    model = random_model(published_config(name), device, dtype)
     tokenizer = Self1EProcessor.from_pretrained(NANO).tokenizer
     processor = Self1EProcessor(Self1EImageProcessor(), tokenizer)
     return Self1E(model, processor, name=f"{name} (random weights)")
@@ -148,45 +104,6 @@ def measure(model: Self1E, tiles: int, queries: int, repeats: int) -> list[dict[
     ]
 
 
-def timed(work: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
-    """Run, and wait for the device."""
-    start = time.perf_counter()
-    found = work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return found, time.perf_counter() - start
-
-
-class Peak:
-    """Peak memory within a block, above its start: of torch on CUDA, else of the process (Linux only, else 0)."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self.bytes = 0
-
-    def __enter__(self) -> Peak:
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
-        elif sys.platform == "linux":
-            # Freed memory that the allocator keeps would hide what comes next; musl has no such call.
-            getattr(ctypes.CDLL(None), "malloc_trim", int)(0)
-            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
-        self._start = self._now("VmRSS")
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bytes = max(self._now("VmHWM") - self._start, 0)
-
-    def _now(self, what: str) -> int:
-        if self._device.type == "cuda":
-            cuda = torch.cuda
-            return (cuda.memory_allocated if what == "VmRSS" else cuda.max_memory_allocated)(self._device)
-        if sys.platform != "linux":
-            return 0
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * int(next(line.split()[1] for line in lines if line.startswith(what)))
-
-
 # --------------------------------------------------------------------------- operations
 
 
@@ -202,9 +119,9 @@ def count(name: str, tile_counts: Sequence[int], query_counts: Sequence[int]) ->
     engine = FoldedModel(model)
     rows = []
     for tiles in tile_counts:
-        vision = operations(lambda tiles=tiles: plain_vision(model, tiles))
-        query = operations(lambda tiles=tiles: plain_query(model, tiles, BEFORE + AFTER))
-        literal = operations(lambda tiles=tiles: plain_query(model, tiles, BEFORE + AFTER + REST, all_scores=True))
+        vision = counted(lambda tiles=tiles: plain_vision(model, tiles))
+        query = counted(lambda tiles=tiles: plain_query(model, tiles, BEFORE + AFTER))
+        literal = counted(lambda tiles=tiles: plain_query(model, tiles, BEFORE + AFTER + REST, all_scores=True))
         encoding, prefix, further = count_folded(engine, tiles)
         rows += [
             {
@@ -230,16 +147,15 @@ def count_folded(engine: FoldedModel, tiles: int) -> tuple[int, int, int]:
     ids = [*prefix, *[config.image_token_id] * (tiles * config.image_seq_length), *[word] * (AFTER - 1)]
     levels = torch.empty(tiles, 3, config.tile_size, config.tile_size, dtype=torch.uint8, device="meta")
     pictures: list[Any] = []
-    encoding = operations(lambda: pictures.extend(engine.fold_pictures(engine.encode(levels, [(1, tiles)]), prefix)))
-    first, further = (operations(lambda: engine.mask_logits([[*ids, config.seg_token_id]], pictures)) for _ in "12")
+    encoding = counted(lambda: pictures.extend(engine.fold_pictures(engine.encode(levels, [(1, tiles)]), prefix)))
+    first, further = (counted(lambda: engine.mask_logits([[*ids, config.seg_token_id]], pictures)) for _ in "12")
     return encoding, first - further, further
 
 
-def operations(work: Callable[[], Any]) -> int:
-    """Count."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        work()
-    return counter.get_total_flops()
+def counted(work: Callable[[], Any]) -> int:
+    """Count operations without gradients."""
+    with torch.no_grad():
+        return operations(work)
 
 
 def plain_vision(model: Self1EForConditionalGeneration, tiles: int) -> None:
@@ -277,31 +193,6 @@ def plain_query(model: Self1EForConditionalGeneration, tiles: int, words: int, *
 
 
 # --------------------------------------------------------------------------- the table
-
-
-def facts(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """Everything that numbers depend on."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    return {
-        "command": shlex.join(["python", "benchmarks/inference.py", *sys.argv[1:]]),
-        "commit": commit.stdout.strip() or "unknown",
-        "hardware": hardware(device),
-        "dtype": str(dtype).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-
-
-def hardware(device: torch.device) -> str:
-    """Name the device."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def as_markdown(report: dict[str, Any]) -> str:
