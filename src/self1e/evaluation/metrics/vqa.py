@@ -184,16 +184,50 @@ class ExactMatch(Metric):
 
     required = ("prediction", "answer")
 
-    def update(self, sample_id: str | int, prediction: str | None, answer: str, *, group: str | None = None) -> Row:
-        """Count one question; ``prediction`` None if the model failed."""
-        row = sample_row(
-            sample_id, failed=prediction is None, group=group, prediction=prediction, answer=_text(sample_id, answer)
-        )
-        return self.add_row(row)
+    def update(
+        self, sample_id: str | int, prediction: str | None, answer: str, *, group: str | None = None, tag: str = ""
+    ) -> Row:
+        """Count one question.
+
+        Args:
+            sample_id: Unique within the benchmark.
+            prediction: What the model said; None if it failed.
+            answer: The one right answer.
+            group: What the question belongs to, e.g. its picture.
+            tag: What it asks for, where the data tell: figures are given for each.
+        """
+        values = {"prediction": prediction, "answer": _text(sample_id, answer)} | ({"tag": tag} if tag else {})
+        return self.add_row(sample_row(sample_id, failed=prediction is None, group=group, **values))
 
     def ratios(self, rows: Sequence[Row]) -> dict[str, Ratio]:
-        """``accuracy``."""
-        return {"accuracy": ratio(rows, [int(not row["failed"] and _matches(row)) for row in rows])}
+        """``accuracy``, and ``accuracy/<tag>`` where tags are given."""
+        right = [int(not row["failed"] and _matches(row)) for row in rows]
+        found = {"accuracy": ratio(rows, right)}
+        tags = [row.get("tag", "") for row in rows]
+        for name in sorted(set(tags) - {""}):
+            of_tag = [int(tag == name) for tag in tags]
+            found[f"accuracy/{name}"] = ratio(rows, [a * b for a, b in zip(right, of_tag, strict=True)], of_tag)
+        return found
+
+
+class Submitted(Metric):
+    """Answers whose truth only a test server has: no figure is computed from them here.
+
+    A row is ``{"id": ..., "failed": false, "prediction": "two", "submitted": {"question_id": 7}}``.
+    """
+
+    required = ("prediction", "submitted")
+
+    def update(self, sample_id: str | int, prediction: str | None, *, submitted: dict[str, Any]) -> Row:
+        """Keep one answer.
+
+        Args:
+            sample_id: Unique within the benchmark.
+            prediction: What the model said; None if it failed.
+            submitted: What the server's file says of the question, besides the answer.
+        """
+        row = sample_row(sample_id, failed=prediction is None, prediction=prediction, submitted=submitted)
+        return self.add_row(row)
 
 
 def _matches(row: Row) -> bool:
