@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         PromptError,
         Self1EError,
         SettingError,
+        TrainingError,
     )
     from self1e.inference.folder import segment_folder
     from self1e.inference.segmenter import EncodedPicture, Self1E, load
@@ -55,6 +56,7 @@ _HOME = {
     "DatasetError": "self1e.errors",
     "MissingDependencyError": "self1e.errors",
     "OutputError": "self1e.errors",
+    "TrainingError": "self1e.errors",
     "PictureLimits": "self1e.processing.limits",
     "open_picture": "self1e.processing.pictures",
     "segment_folder": "self1e.inference.folder",
@@ -78,6 +80,7 @@ __all__ = [
     "Self1EProcessor",
     "SettingError",
     "TileGrid",
+    "TrainingError",
     "__version__",
     "load",
     "open_picture",

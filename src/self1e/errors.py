@@ -33,6 +33,10 @@ class DatasetError(Self1EError, ValueError):
     """Training or evaluation data that is missing or malformed."""
 
 
+class TrainingError(Self1EError, ArithmeticError):
+    """Training that cannot go on: a loss or a gradient that is not a number."""
+
+
 class OutputError(Self1EError, OSError):
     """Results that cannot be written: a full disk, a folder that is not writable or in use by another run."""
 

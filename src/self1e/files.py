@@ -87,17 +87,17 @@ def new_folder(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         for found in [*temporary.rglob("*"), temporary]:
-            _sync(found)
+            sync(found)
         if path.is_dir():  # empty, but Windows would not rename onto it
             path.rmdir()
         temporary.rename(path)
-        _sync(path.parent)
+        sync(path.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Bring a file or a folder's entries to the disk; Windows syncs no folders, and needs a file open for writing."""
     if os.name == "nt" and path.is_dir():
         return

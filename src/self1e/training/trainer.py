@@ -1,30 +1,200 @@
-"""One training loop: transformers' `Trainer`, with our losses logged by part and our items in order."""
+"""One training loop: transformers' `Trainer`, which loses no work and no item, with our losses logged by part.
+
+A run that is killed at any instant and resumed takes the very same steps as one that is not: checkpoints are whole or
+not there (`checkpointing`), items are addressed by index (`order`), and everything random is part of a checkpoint.
+"""
 
 from __future__ import annotations
 
 import logging
+import math
+import shutil
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch.utils.data import Sampler, SequentialSampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from accelerate.utils import broadcast_object_list, gather_object
+from safetensors import SafetensorError
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_utils import seed_worker
 
+from self1e.errors import CheckpointError, OutputError, Self1EError, SettingError, TrainingError
 from self1e.model import Self1EForConditionalGeneration
+from self1e.training import checkpointing
 from self1e.training.collate import Collator
+from self1e.training.guards import Interrupted, StopSignals, ignore_stop_signals
+from self1e.training.order import GlobalBatches
 
 logger = logging.getLogger(__name__)
 
+# A full disk comes as any of these, depending on who writes.
+_WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
+_WRAPPERS = ("_fsdp_wrapped_module.", "_orig_mod.", "_checkpoint_wrapped_module.")
+
 
 class Self1ETrainer(Trainer):
-    """A `Trainer` whose data set is a `Mixture`: the order is the mixture's own, so it is not shuffled again."""
+    """A `Trainer` whose data set is index-addressable and comes in its own order: a `Mixture`, `Epoch` or `Epochs`.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    * `train` with ``resume_from_checkpoint=True`` goes on from the newest whole checkpoint, or starts if there is none.
+    * SIGTERM or SIGINT: the step is finished, a checkpoint saved, and `Interrupted` ends the process with 143 or 130.
+    * A loss or gradient that is not a number changes no weight; it is an error that names the pictures, or is skipped.
+
+    Args:
+        args: Of `Trainer`.
+        mean: Moving mean of the weights, saved and loaded with each checkpoint.
+        most_skipped: Steps whose loss or gradient is not a number that are left out of the training; the next one is an
+            error. Published: no such rule, so 0.
+        kwargs: Of `Trainer`.
+    """
+
+    def __init__(self, *args: Any, mean: MeanOfWeights | None = None, most_skipped: int = 0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if most_skipped < 0:
+            raise SettingError(f"most_skipped={most_skipped} must be at least 0.")
+        self.mean, self.most_skipped = mean, most_skipped
+        self.batches: GlobalBatches | None = None
         self._parts: dict[str, list[torch.Tensor]] = {}
+        self._bad: list[int] = []  # micro-batches of this step whose loss is not a number
+        self._micro = 0
+        self._signals = StopSignals()
+        self._stop = 0
+        self._partial: Path | None = None
+        self._saved_step: int | None = None
+        self._parameters: dict[str, list[int]] = {}
+        self._resumed: dict[str, Any] = {}
+        if mean is not None:
+            self.add_callback(mean)
+        self.add_callback(_Turns(self))
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
-        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)  # type: ignore[arg-type]
+    # Data: by index, the same items in each step on any number of processes.
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Make the loader of this process's share of each step."""
+        args, dataset = self.args, cast(Any, self.train_dataset)
+        self.batches = GlobalBatches(
+            len(dataset),
+            batch_size=self._train_batch_size,
+            accumulation=args.gradient_accumulation_steps,
+            processes=args.world_size,
+            process=args.process_index,
+        )
+        loader = DataLoader(
+            dataset,
+            batch_sampler=cast(Any, self.batches),
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            worker_init_fn=_StartWorker(args.dataloader_num_workers, args.process_index),
+        )
+        prepared: Any = self.accelerator.prepare(loader)
+        shard = prepared.batch_sampler
+        if shard is not self.batches:  # the shares are made already: accelerate is not to share them out again
+            shard.num_processes, shard.process_index = 1, 0
+        return prepared
+
+    # Start and end.
+
+    def train(self, resume_from_checkpoint: Any = None, trial: Any = None, ignore_keys_for_eval: Any = None) -> Any:
+        """Train, or go on.
+
+        Args:
+            resume_from_checkpoint: True: from the newest whole checkpoint in ``output_dir``, if there is one. A path:
+                from there; later checkpoints are set aside. None: from the start.
+            trial: Of `Trainer`.
+            ignore_keys_for_eval: Of `Trainer`.
+
+        Raises:
+            CheckpointError: The checkpoint is damaged, or of another model, optimiser or batch.
+            SettingError: A new run in a folder that holds one.
+            Interrupted: A signal has stopped the run; its checkpoint is saved.
+            TrainingError: A loss or gradient is not a number; no weight has been changed by it.
+            OutputError: A checkpoint could not be saved; those before are whole.
+        """
+        self._parameters = _parameters_of(self.model)
+        checkpoint = self._start_from(resume_from_checkpoint)
+        if checkpoint is not None and self.mean is not None:
+            self.mean.load(checkpoint)
+        self._stop, self._saved_step = 0, None
+        with self._signals:
+            result = super().train(None if checkpoint is None else str(checkpoint), trial, ignore_keys_for_eval)
+        if self._stop and self.state.global_step < self.state.max_steps:
+            saved = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            logger.warning(
+                "Stopped after step %d of %d; %s is saved. Run the same command with resume to go on.",
+                self.state.global_step,
+                self.state.max_steps,
+                saved,
+            )
+            raise Interrupted(self._stop)
+        return result
+
+    def _start_from(self, resume: Any) -> Path | None:
+        """Decide on the first process where to start, and tell the others."""
+        decided: list[Any] = [None, None, {}]
+        if self.is_world_process_zero():
+            try:
+                decided[0] = self._choose_checkpoint(resume)
+                if decided[0] is not None:
+                    decided[2] = checkpointing.read_manifest(decided[0])
+            except Self1EError as error:
+                decided[1] = error
+        checkpoint, error, self._resumed = broadcast_object_list(decided)
+        if error is not None:
+            raise error
+        if checkpoint is not None:
+            checkpointing.check_parameters(checkpoint, self._resumed, self._parameters)
+            self._compare_runs(checkpoint)
+        return checkpoint
+
+    def _choose_checkpoint(self, resume: Any) -> Path | None:
+        folder = Path(self.args.output_dir)
+        checkpointing.clean(folder)
+        if not resume:
+            if found := checkpointing.checkpoints(folder):
+                raise SettingError(f"{folder} holds {found[-1].name} of a run; resume it, or choose another folder.")
+            return None
+        checkpoint = checkpointing.last_checkpoint(folder) if resume is True else Path(resume)
+        if checkpoint is None:
+            return None
+        if resume is not True:
+            checkpointing.check(checkpoint)
+        if checkpoint.parent.resolve() == folder.resolve():
+            checkpointing.set_aside(folder, checkpointing.step_of(checkpoint))
+        return checkpoint
+
+    def _compare_runs(self, checkpoint: Path) -> None:
+        """Check that the steps to come see the items that follow those of the steps that were taken."""
+        known, now = self._resumed.get("global_batch"), self._global_batch()
+        if known is not None and known != now:
+            raise CheckpointError(
+                f"{checkpoint}: {known} items per step, and now {now} ({self.args.world_size} process(es), "
+                f"{self.args.gradient_accumulation_steps} micro-batch(es) of {self._train_batch_size}): items would be "
+                f"lost or seen twice. Choose processes x micro-batches x micro-batch size = {known}."
+            )
+        if (processes := self._resumed.get("processes", self.args.world_size)) != self.args.world_size:
+            logger.warning(
+                "%s is of %d process(es), now %d: steps see the same items, but dropout and rounding are others.",
+                checkpoint,
+                processes,
+                self.args.world_size,
+            )
+        then, versions = self._resumed.get("versions", {}), _versions()
+        if changed := [
+            f"{name} {then.get(name)} -> {versions[name]}" for name in versions if then.get(name) != versions[name]
+        ]:
+            logger.warning(
+                "%s is of other versions (%s): results may differ in rounding.", checkpoint, ", ".join(changed)
+            )
+
+    def _global_batch(self) -> int:
+        return self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+
+    # Loss and gradient.
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Run the model's own loss and remember its parts for the log."""
@@ -33,21 +203,196 @@ class Self1ETrainer(Trainer):
             self._parts.setdefault(name, []).append(value.detach())
         return (outputs["loss"], outputs) if kwargs.get("return_outputs") else outputs["loss"]
 
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Take one micro-batch, and note a loss that is not a number."""
+        loss = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss):
+            self._bad.append(self._micro)
+        self._micro += 1
+        return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        # The last place before the optimiser's step, on every process, with the norm over all of them at hand.
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        # Half precision finds its scale by overflowing: there the scaler skips the step.
+        scaled = getattr(self.accelerator, "scaler", None) is not None
+        is_bad = bool(self._bad) or not (scaled or norm is None or math.isfinite(float(norm)))
+        is_bad, self._stop = self._agree(int(is_bad), self._signals.received)
+        if is_bad:
+            self._skip_or_stop(norm)
+            model.zero_grad(set_to_none=True)  # an optimiser leaves what has no gradient as it is, and its state too
+            norm = torch.zeros(())
+        self._bad, self._micro = [], 0
+        return norm
+
+    def _agree(self, *flags: int) -> list[int]:
+        """Take the largest of each over all processes, so that all of them do the same."""
+        if self.args.world_size == 1:
+            return list(flags)
+        largest = torch.tensor(flags, device=self.args.device)
+        torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX)
+        return largest.tolist()
+
+    def _skip_or_stop(self, norm: Any) -> None:
+        step = self.state.global_step + 1
+        what = "loss" if any(gather_object([bool(self._bad)])) else f"gradient (norm {float(norm)})"
+        mine = [source for micro in self._bad or range(self._micro) for source in self._sources(micro)]
+        # Where the loss itself is bad on some process, only its micro-batches are to blame.
+        mine = mine if self._bad or what != "loss" else []
+        names = ", ".join(gather_object(mine))
+        skipped = sum("skipped" in line for line in self.state.log_history)
+        if skipped >= self.most_skipped or self.is_deepspeed_enabled:
+            before = f" {skipped} such step(s) before were skipped." if skipped else ""
+            saved = checkpointing.checkpoints(Path(self.args.output_dir))
+            kept = f"{saved[-1]} is the last checkpoint" if saved else "there is no checkpoint yet"
+            raise TrainingError(
+                f"Step {step}: the {what} is not a number; no weight was changed by it.{before} Its items: {names}. "
+                f"{kept[0].upper()}{kept[1:]}. Look at these items, lower learning_rate or max_grad_norm, "
+                f"or pass over such steps with most_skipped."
+            )
+        logger.warning("Step %d is skipped, its %s is not a number. Its items: %s", step, what, names)
+        # Part of a checkpoint: a run that is resumed has skipped as many.
+        self.state.log_history.append({"skipped": what, "items": names, "step": step})
+
+    def _sources(self, micro: int) -> list[str]:
+        """Name the items of one micro-batch of this process; they are read again for it."""
+        assert self.batches is not None
+        return [
+            f"{_source(self.train_dataset, i)} (item {i})" for i in self.batches.indices(self.state.global_step, micro)
+        ]
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the mean of each part of the loss since the last log line."""
         if "loss" in logs:
             for name, values in self._parts.items():
-                logs[f"loss_{name}"] = round(float(torch.stack(values).float().mean()), 4)
+                numbers = torch.stack(values).float()
+                numbers = numbers[numbers.isfinite()]  # of a step that was skipped
+                if len(numbers):
+                    logs[f"loss_{name}"] = round(float(numbers.mean()), 4)
             self._parts.clear()
         super().log(logs, *args, **kwargs)
 
+    # Checkpoints.
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return super()._get_output_dir(trial) if self._partial is None else str(self._partial)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        step = self.state.global_step
+        if self._saved_step == step:
+            return
+        folder, writes = Path(super()._get_output_dir(trial)), self.args.should_save
+        needed = self._bytes_of_checkpoint()
+        try:
+            self._together(lambda: self._open(folder, step, needed), on=writes)
+            self._together(lambda: self._write(folder, model, trial))
+            self._together(lambda: checkpointing.publish(folder, step, self._facts()) and None, on=writes)
+        except OutputError as error:
+            free = shutil.disk_usage(folder).free if folder.is_dir() else 0
+            if writes:
+                shutil.rmtree(checkpointing.partial_folder(folder, step), ignore_errors=True)
+            found = [path for path in checkpointing.checkpoints(folder) if path.name != f"checkpoint-{step}"]
+            last = f"The last whole one is {found[-1]}" if found else "There is none before it"
+            raise OutputError(
+                f"The checkpoint of step {step} could not be saved: {error}. About {needed:,} bytes are needed in "
+                f"{folder}, {free:,} are free. {last}; make room, then resume."
+            ) from error
+        self._saved_step = step
+        if writes:
+            best = self.state.best_model_checkpoint
+            checkpointing.rotate(folder, self.args.save_total_limit, [] if best is None else [Path(best)])
+
+    def _together(self, action: Callable[[], None], *, on: bool = True) -> None:
+        """Do something where ``on`` is true and wait for all processes; what fails on one is an error on all."""
+        caught = None
+        if on:
+            try:
+                action()
+            except _WRITE_ERRORS as error:
+                caught = error
+        messages = gather_object([] if caught is None else [f"{caught}"])
+        if messages:
+            raise OutputError(messages[0]) from caught
+
+    def _open(self, folder: Path, step: int, needed: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpointing.clean(folder)
+        checkpointing.check_space(folder, needed)
+        checkpointing.open_partial(folder, step)
+
+    def _write(self, folder: Path, model: Any, trial: Any) -> None:
+        step = self.state.global_step
+        final = folder / f"checkpoint-{step}"
+        self._partial = checkpointing.partial_folder(folder, step)
+        written = self._partial / final.name
+        try:
+            super()._save_checkpoint(model, trial)
+            if self.args.should_save:
+                if self.mean is not None:
+                    self.mean.save(written)
+                if self.state.best_model_checkpoint == str(written):  # where it is going to be
+                    self.state.best_model_checkpoint = str(final)
+                    self.state.save_to_json(str(written / "trainer_state.json"))
+        finally:
+            self._partial = None
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        # The settings as text: nothing that has to be unpickled.
+        pickled = Path(output_dir or self.args.output_dir) / "training_args.bin"
+        if pickled.is_file():
+            pickled.with_suffix(".json").write_text(self.args.to_json_string() + "\n", "utf-8")
+            pickled.unlink()
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "global_batch": self._global_batch(),
+            "processes": self.args.world_size,
+            "optimizer": self._optimizer_name(),
+            "parameters": self._parameters,
+            "versions": _versions(),
+        }
+
+    def _optimizer_name(self) -> str:
+        optimizer: Any = self.optimizer
+        return type(getattr(optimizer, "optimizer", optimizer)).__name__
+
+    def _bytes_of_checkpoint(self) -> int:
+        """Estimate the size of a checkpoint from what is in memory, a little too large."""
+        model: Any = self.model
+        # An adapter is saved alone.
+        saved = [p for p in model.parameters() if p.requires_grad or not hasattr(model, "peft_config")]
+        state = 0 if self.is_deepspeed_enabled else _bytes(self.optimizer.state_dict() if self.optimizer else {})
+        shards = self.args.world_size if self.is_fsdp_enabled else 1
+        mean = {} if self.mean is None else self.mean.mean
+        return int(1.02 * (_bytes(saved) + state * shards + _bytes(mean))) + 2**20
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        known = self._resumed.get("optimizer")
+        if checkpoint is not None and known is not None and known != self._optimizer_name():
+            raise CheckpointError(
+                f"{checkpoint} holds the state of {known}, and the optimiser is {self._optimizer_name()}: resume with "
+                "the settings that it was trained with."
+            )
+        super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        name = "rng_state.pth" if self.args.world_size <= 1 else f"rng_state_{self.args.process_index}.pth"
+        if checkpoint is not None and not (Path(checkpoint) / name).is_file():
+            # Of another number of processes: new random numbers, but the same ones each time.
+            set_seed((self.args.seed + 1_000_003 * self.state.global_step + self.args.process_index) % 2**32)
+            return
+        super()._load_rng_state(checkpoint)
+
 
 class MeanOfWeights(TrainerCallback):
-    """Keep an exponential moving mean of the weights, and put it in place when training ends.
+    """Keep an exponential moving mean of the weights that learn, and put it in place when training ends.
 
     Args:
         decay: Share of the mean that stays at each step; it grows from 0 as the steps do.
     """
+
+    FILE = "mean_of_weights.safetensors"
 
     def __init__(self, decay: float = 0.998) -> None:
         self.decay = decay
@@ -57,22 +402,24 @@ class MeanOfWeights(TrainerCallback):
         decay = min(self.decay, (1 + state.global_step) / (10 + state.global_step))
         with torch.no_grad():
             for name, parameter in model.named_parameters():
+                if not parameter.requires_grad:
+                    continue
                 if name not in self.mean:
                     self.mean[name] = parameter.detach().clone()
                 else:
                     # What was loaded from a checkpoint is on the CPU.
                     self.mean[name] = self.mean[name].to(parameter.device).lerp_(parameter.detach(), 1 - decay)
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if self.mean and state.is_world_process_zero and folder.is_dir():
+    def save(self, folder: Path) -> None:
+        """Write the mean into a checkpoint."""
+        if self.mean:
             from safetensors.torch import save_file
 
-            save_file(self.mean, folder / "mean_of_weights.safetensors")
+            save_file(self.mean, folder / self.FILE)
 
     def load(self, folder: Path) -> None:
         """Go on with the mean that a checkpoint holds."""
-        path = folder / "mean_of_weights.safetensors"
+        path = folder / self.FILE
         if path.is_file():
             from safetensors.torch import load_file
 
@@ -88,6 +435,62 @@ class MeanOfWeights(TrainerCallback):
                     parameter.copy_(self.mean[name])
 
 
+class _Turns(TrainerCallback):
+    """Stop after a step if a signal came, and log with each checkpoint, so that no mean of the log spans one."""
+
+    def __init__(self, trainer: Self1ETrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer._stop:
+            control.should_save = control.should_training_stop = True
+        if control.should_save:
+            control.should_log = True
+
+
+class _StartWorker:
+    """Begin a worker process of the loader; a class, so that it can be pickled."""
+
+    def __init__(self, workers: int, process: int) -> None:
+        self.workers, self.process = workers, process
+
+    def __call__(self, worker: int) -> None:
+        seed_worker(worker, self.workers, self.process)
+        ignore_stop_signals()
+
+
+def _parameters_of(model: Any) -> dict[str, list[int]]:
+    """List names and shapes, as they are without the wrappers of a distributed run."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        for wrapper in _WRAPPERS:
+            name = name.replace(wrapper, "")
+        found[name] = list(getattr(parameter, "ds_shape", parameter.shape))  # ZeRO-3 leaves an empty tensor in place
+    return found
+
+
+def _bytes(found: Any) -> int:
+    """Add up the tensors in lists and dicts."""
+    if isinstance(found, torch.Tensor):
+        return found.numel() * found.element_size()
+    if isinstance(found, dict):
+        return sum(_bytes(value) for value in found.values())
+    return sum(_bytes(value) for value in found) if isinstance(found, list | tuple) else 0
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("self1e", "torch", "transformers")}
+
+
+def _source(dataset: Any, index: int) -> str:
+    try:
+        item = dataset[index]
+    except Exception as error:  # the name is for a message about something else
+        return f"unreadable: {error}"
+    source = item.get("source") if isinstance(item, dict) else getattr(item, "source", None)
+    return str(source) if source else "no source"
+
+
 def make_trainer(
     model: Self1EForConditionalGeneration,
     mixture: Any,
@@ -96,15 +499,17 @@ def make_trainer(
     *,
     mean_decay: float | None = None,
     optimizer: torch.optim.Optimizer | None = None,
+    most_skipped: int = 0,
 ) -> tuple[Self1ETrainer, MeanOfWeights | None]:
-    """Put model, data and settings together."""
+    """Put model, data and settings together; ``most_skipped`` as `Self1ETrainer` takes it."""
     mean = MeanOfWeights(mean_decay) if mean_decay else None
     trainer = Self1ETrainer(
         model=model,
         args=arguments,
         train_dataset=mixture,
         data_collator=collator,
-        callbacks=[mean] if mean else None,
+        mean=mean,
         optimizers=(optimizer, None),
+        most_skipped=most_skipped,
     )
     return trainer, mean

@@ -1,0 +1,146 @@
+"""What a long run meets: pictures that cannot be read, and signals to stop."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from self1e.errors import DatasetError, PictureError, SettingError
+
+logger = logging.getLogger(__name__)
+
+# Pillow says SyntaxError of a PNG whose chunks are broken.
+_UNREADABLE = (DatasetError, PictureError, OSError, SyntaxError)
+
+
+class Guarded(Dataset[Any]):
+    """A data set in which a few items may be unreadable: the next readable one is shown in place of each.
+
+    Which one that is depends on the index alone, so a run that is resumed sees the same items. Each distinct problem
+    is logged once and counted once, over all worker processes and epochs, from the start of this process on.
+
+    Args:
+        dataset: Index-addressable. An item that raises `DatasetError`, `PictureError` or `OSError` is unreadable.
+        most: Distinct problems that are passed over; the next one is an error that lists them all.
+        stride: How far the next item is: the items of a micro-batch where places in it have a meaning (`Epoch`).
+
+    Raises:
+        SettingError: ``most`` is negative, or ``stride`` below 1.
+    """
+
+    def __init__(self, dataset: Any, *, most: int = 10, stride: int = 1) -> None:
+        if most < 0 or stride < 1:
+            raise SettingError(f"most={most} and stride={stride}: expected at least 0 and at least 1.")
+        self.dataset, self.most, self.stride = dataset, most, stride
+        # Workers add to it, whatever way they were started: hash of the problem, and the item that had it.
+        self._known = torch.full((most + 1, 2), -1, dtype=torch.int64).share_memory_()
+        self._lock = multiprocessing.get_context().Lock()
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        length = len(self)
+        for step in range(length):
+            item = (index + step * self.stride) % length
+            try:
+                return self.dataset[item]
+            except _UNREADABLE as error:
+                self._note(item, error)
+        raise DatasetError("No item of the data set can be read.")
+
+    def problems(self) -> list[tuple[int, str]]:
+        """List the items that were passed over, with what was wrong with them (they are read once more)."""
+        found = []
+        for _, item in self._known.tolist():
+            if item >= 0:
+                try:
+                    self.dataset[item]
+                except _UNREADABLE as error:
+                    found.append((item, _describe(error)))
+                else:
+                    found.append((item, "could not be read, and now can"))
+        return found
+
+    def _note(self, item: int, error: BaseException) -> None:
+        problem = _describe(error)
+        key = int.from_bytes(hashlib.blake2b(problem.encode(), digest_size=7).digest(), "big")
+        with self._lock:
+            keys = self._known[:, 0].tolist()
+            if key in keys:
+                return
+            place = keys.index(-1) if -1 in keys else self.most
+            self._known[place] = torch.tensor((key, item))
+        if place < self.most:
+            logger.warning(
+                "Item %d cannot be read and is passed over (%d of %d): %s", item, place + 1, self.most, problem
+            )
+            return
+        listed = "".join(f"\n  item {number}: {text}" for number, text in self.problems())
+        raise TooManyUnreadable(
+            f"{self.most + 1} items cannot be read, and {self.most} may be passed over; "
+            f"repair or remove them, or allow more:{listed}"
+        ) from error
+
+
+class TooManyUnreadable(DatasetError):
+    """More items cannot be read than may be passed over."""
+
+
+def _describe(error: BaseException) -> str:
+    return f"{error}" or type(error).__name__
+
+
+class Interrupted(SystemExit):
+    """Training has stopped on a signal, after its checkpoint was saved. Exit status: 143 (SIGTERM), 130 (SIGINT)."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(128 + signum)
+        self.signum = signum
+
+
+class StopSignals:
+    """Inside the block, the first SIGTERM or SIGINT is only noted in ``received``; the second ends the process at once.
+
+    Outside the main thread, where Python allows no handlers, nothing changes.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        self.received = 0
+        if threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGTERM, signal.SIGINT):
+                self._before[signum] = signal.signal(signum, self._note)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+        self._before.clear()
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        if self.received:
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+            return
+        self.received = signum
+        name = signal.Signals(signum).name
+        logger.warning("%s: training stops after this step and saves a checkpoint; once more stops at once.", name)
+
+
+def ignore_stop_signals() -> None:
+    """Leave signals to the main process: Ctrl-C and batch systems send them to its workers too, which it needs."""
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, signal.SIG_IGN)
