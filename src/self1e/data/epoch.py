@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from self1e.data.files import peek
 from self1e.data.mixture import Item, Mixture, Part
+from self1e.data.sample import Outline
 from self1e.errors import DatasetError, SettingError, did_you_mean
 
 
@@ -67,13 +70,22 @@ class Epoch(Mixture):
     def __getitem__(self, index: int) -> Item:
         if not 0 <= index < self.length:
             raise IndexError(f"Item {index} of an epoch of {self.length}.")
-        rng = np.random.default_rng((self.seed, self.epoch, index))
+        rng = self._rng(index)
         part, position = self._draw(index, rng)
         for step in range(len(part.samples)):
             item = self._item(part, (position + step) % len(part.samples), rng)
             if item.rows:  # a picture may have no label at all: then the next one is shown
                 return item
         raise DatasetError(f"No picture of the part around {item.source} has a query or a question; remove the part.")
+
+    def peek(self, index: int, *, with_size: bool = False) -> Outline:
+        """Outline the sample that item ``index`` shows; one of a part ``with_masks`` has a mask."""
+        part, position = self._draw(index, self._rng(index))
+        outline = peek(part.samples, position, with_size=with_size)
+        return replace(outline, has_mask=True) if any(part is self.parts[name] for name in self.with_masks) else outline
+
+    def _rng(self, index: int) -> np.random.Generator:
+        return np.random.default_rng((self.seed, self.epoch, index))
 
     def _draw(self, index: int, rng: np.random.Generator) -> tuple[Part, int]:
         is_last = index % self.batch_size == self.batch_size - 1 or index == self.length - 1

@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from self1e.data.sample import Question, Sample, Target
+from self1e.data.files import peek
+from self1e.data.sample import Outline, Question, Sample, Target
 from self1e.errors import SettingError
 from self1e.processing import prompts
 
@@ -114,6 +115,11 @@ class Mixture(Dataset[Item]):
         rng = np.random.default_rng((self.seed, index))
         part, position = self._draw(index, rng)
         return self._item(part, position, rng)
+
+    def peek(self, index: int, *, with_size: bool = False) -> Outline:
+        """Outline the sample that item ``index`` shows, before any augmentation, without decoding its picture."""
+        part, position = self._draw(index, np.random.default_rng((self.seed, index)))
+        return peek(part.samples, position, with_size=with_size)
 
     def _draw(self, index: int, rng: np.random.Generator) -> tuple[Part, int]:
         """Choose a part and a sample of it: here at random, by weight."""
