@@ -6,6 +6,7 @@ file              what
 ``interface``     what a benchmark is
 ``masks``         pictures with expressions: RefCOCO/+/g, gRefCOCO, ReasonSeg, drawn scenes, clothing, your own data
 ``classes``       pictures with class maps: ADE20K, Pascal Context and VOC, CamVid
+``vqa``           pictures with questions: VQAv2, OK-VQA, TextVQA, VizWiz, GQA, POPE, MME, MMBench, drawn scenes
 ``registry``      all of them by name
 ================  ====================================================================================================
 """

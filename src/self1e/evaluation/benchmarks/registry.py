@@ -10,10 +10,12 @@ from self1e.errors import SettingError, did_you_mean
 from self1e.evaluation.benchmarks import masks
 from self1e.evaluation.benchmarks.classes import CLASS_BENCHMARKS
 from self1e.evaluation.benchmarks.interface import Benchmark
+from self1e.evaluation.benchmarks.vqa import VQA_BENCHMARKS
 
 _MAKERS: dict[str, Callable[[], Benchmark]] = {
     **{name: partial(masks.published, name) for name in PUBLISHED},
     **{name: partial(CLASS_BENCHMARKS.__getitem__, name) for name in CLASS_BENCHMARKS},
+    **{name: partial(VQA_BENCHMARKS.__getitem__, name) for name in VQA_BENCHMARKS},
     "scenes/val": partial(masks.scenes, "val"),
     "scenes/test": partial(masks.scenes, "test"),
     "scenes-held-out/test": partial(masks.scenes, "test", held_out=True),
