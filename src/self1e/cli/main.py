@@ -17,6 +17,7 @@ from self1e.cli.convert import convert
 from self1e.cli.data import data
 from self1e.cli.demo import demo
 from self1e.cli.doctor import doctor
+from self1e.cli.eval import evaluate
 from self1e.cli.info import info
 from self1e.cli.segment import segment
 from self1e.cli.train import train
@@ -78,6 +79,7 @@ def version() -> None:
 
 for command in (segment, demo, train, info, convert, doctor, version):
     app.command()(command)
+app.command("eval")(evaluate)
 app.add_typer(data, name="data")
 
 

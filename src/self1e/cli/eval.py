@@ -1,0 +1,149 @@
+"""``self1e eval``: benchmarks, a row per sample, and tables beside the published numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from self1e.cli.options import DeviceOption, DtypeOption, ModelOption, load_quietly, say
+from self1e.errors import SettingError
+
+
+def evaluate(
+    benchmarks: Annotated[
+        list[str] | None, typer.Argument(help="refcoco/val, ade20k-150/val, scenes/test, own:PATH ...")
+    ] = None,
+    suite: Annotated[list[str] | None, typer.Option(help="paper, res, gres, reason, ovs, vqa, nano.")] = None,
+    model: ModelOption = "nano",
+    data: Annotated[
+        list[Path] | None, typer.Option(help="Folder that holds dataset/, ccp/ ...; several are tried in turn.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Rows and tables; run it again to go on where it stopped.")] = Path("eval"),
+    answer: Annotated[
+        str, typer.Option(help="tf: [SEG] is given, as published; gen: the model writes its answer; both.")
+    ] = "tf",
+    limit: Annotated[int | None, typer.Option(help="Pictures per benchmark; the tables then say partial.")] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Plain modules instead of folded weights.")] = False,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    tables: Annotated[
+        bool, typer.Option("--tables", help="Compute nothing: print the tables of the rows in --out.")
+    ] = False,
+) -> None:
+    """Measure a model on BENCHMARKS, and print every table of the paper that they fill.
+
+    On several devices: torchrun --nproc-per-node 8 -m self1e eval ...
+    """
+    from self1e.evaluation.tables import filled_tables, for_terminal, write_tables
+
+    if not tables:
+        _measure(benchmarks or [], suite or [], model, data or [], out, answer, limit, exact, device, dtype)
+        if _rank():
+            return
+    elif benchmarks or suite:
+        raise SettingError("--tables prints what lies in --out; it takes no benchmarks.")
+    results = write_tables(out)
+    for filled in filled_tables(results):
+        _show_paper(filled)
+    _show(for_terminal(results))
+    say(f"Tables: {out / 'tables.md'}, {out / 'tables.json'}")
+
+
+def _measure(
+    benchmarks: list[str],
+    suites: list[str],
+    model: str,
+    data: list[Path],
+    out: Path,
+    answer: str,
+    limit: int | None,
+    exact: bool,
+    device: str,
+    dtype: str,
+) -> None:
+    from self1e.evaluation import runner
+    from self1e.evaluation.benchmarks import ANSWERS, find_benchmark
+    from self1e.evaluation.suites import find_suite
+
+    names = [*benchmarks, *(name for one in suites for name in find_suite(one))]
+    if not names:
+        raise SettingError("Nothing to measure: name benchmarks, or a suite with --suite.")
+    if answer not in ANSWERS:
+        raise SettingError(f"--answer {answer!r} is unknown; choose one of {', '.join(ANSWERS)}.")
+    for folder in data:
+        if not folder.is_dir():
+            raise SettingError(f"--data {folder} is not a folder.")
+    for name in names:
+        find_benchmark(name)  # a typing error should not cost the loading of a model
+    processes = runner.Processes.start()
+    loaded = load_quietly(model, _own_device(device, processes.count), dtype)
+    jobs = runner.plan(
+        loaded, names, data, out, answers=ANSWERS[answer], exact="plain" if exact else "auto", limit=limit
+    )
+    for job in jobs:
+        with _bar(f"{job.benchmark.name} {runner.SHORT[job.options.answer]}", quiet=processes.rank > 0) as progress:
+            runner.evaluate(job, loaded, processes, progress)
+    processes.stop()
+
+
+def _rank() -> int:
+    import os
+
+    return int(os.environ.get("RANK", 0))
+
+
+def _own_device(device: str, count: int) -> str:
+    """Give each process a device of its own, where there are several."""
+    import os
+
+    import torch
+
+    if count > 1 and device in ("auto", "cuda") and torch.cuda.is_available():
+        return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    return device
+
+
+class _bar:
+    """A progress bar that `runner.evaluate` tells its progress."""
+
+    def __init__(self, title: str, *, quiet: bool) -> None:
+        from tqdm import tqdm
+
+        self._bar: Any = tqdm(desc=title, unit="picture", disable=True if quiet else None)
+
+    def __enter__(self) -> Any:
+        return self._tell
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    def _tell(self, name: str, done: int, total: int) -> None:
+        self._bar.total = total
+        self._bar.update(done - self._bar.n)
+
+
+def _show(rows: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("benchmark", "answer", "protocol", "samples", "figures", box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    Console().print(table)
+
+
+def _show_paper(filled: Any) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from self1e.evaluation.tables import paper_rows
+
+    header, *rows = paper_rows(filled)
+    table = Table(*map(escape, header), title=f"Table {filled.table.number}: {filled.table.title}", pad_edge=False)
+    for row in rows:
+        table.add_row(*(escape(cell.replace(" [", "\n[").replace("**", "")) for cell in row))
+    Console().print(table)
