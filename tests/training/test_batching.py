@@ -149,3 +149,35 @@ def test_settings_that_cannot_work_are_refused():
         bucketed(Mixture({"told": Part(samples=told(4))}, length=8, queries=1))
     with pytest.raises(IndexError):
         bucketed(epoch()).original(173)
+
+
+@pytest.fixture(scope="module")
+def simulation(load_script, find_shared):
+    padding = load_script("padding", "benchmarks")
+    layout = find_shared("SELF1E_LAYOUT", "data/5_layout_fixture_derived")
+    texts = padding.Texts(layout, find_shared("SELF1E_CONFORMANCE", "data/1_conformance"))
+    return padding, texts
+
+
+@pytest.mark.parametrize("conversations", ["fixture", "real"])
+@pytest.mark.parametrize("counted_by", ["golden", "estimate"])
+def test_padding_of_the_published_mixture_is_below_a_tenth(simulation, find_shared, conversations, counted_by):
+    padding, texts = simulation
+    epoch = padding.simulated_epoch(texts, conversations=conversations)
+    assert len(epoch) == 561_239
+    tokens = padding.estimated_tokens
+    if counted_by == "golden":
+        tokens = padding.golden_tokens(find_shared("SELF1E_GOLDEN", "golden") / "tokenizers" / "qwen2_tiny")
+    share = padding.measure(epoch, tokens, windows=3)
+    assert share["rows"] > 700
+    assert share["bucketed"] < 0.1
+    assert share["bucketed"] < 0.5 * share["published"]
+
+
+def test_padding_at_several_tiles_is_below_a_tenth(simulation):
+    padding, texts = simulation
+    epoch = padding.simulated_epoch(texts)
+    share = padding.measure(
+        epoch, lambda turns, tiles: padding.estimated_tokens(turns, tiles, None), windows=3, max_tiles=12
+    )
+    assert share["bucketed"] < 0.1 < 0.3 < share["published"]
