@@ -34,12 +34,16 @@ class ModelSettings:
     num_seg_tokens: int = 1
     kernel: Literal["sdpa", "eager"] = "sdpa"
     """Attention implementation of transformers."""
+    keep_switches: bool = False
+    """Leave every switch as the base has it, for going on with a finished model."""
     frozen_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of weights that do not change; those that do are float32 (METHOD 6.4: bf16 with float32 masters)."""
 
     def switches(self) -> dict[str, object]:
-        """The switches of `Self1EConfig` that differ from what the base says by itself."""
-        apart = ("base", "kernel", "frozen_dtype")
+        """The switches of `Self1EConfig` that are set whatever the base says by itself."""
+        if self.keep_switches:
+            return {}
+        apart = ("base", "kernel", "frozen_dtype", "keep_switches")
         found = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in apart}
         return {name: value for name, value in found.items() if value is not None}
 
@@ -104,6 +108,10 @@ class DataSettings:
     """Rows are cut after so many tokens, image tokens and [SEG] never; published: 512."""
     target_side: int | None = None
     """Masks are brought to this square size before the loss; None keeps theirs, as published."""
+    bucketed: bool = True
+    """Rows of like length in one micro-batch, within small windows of the order: less padding."""
+    most_unreadable: int = 10
+    """Pictures that may turn out unreadable and are passed over, each with its name in the log."""
     workers: int = 2
     """Processes that read, per process that trains."""
 
@@ -143,6 +151,8 @@ class OptimSettings:
     processes. 1 clips the mean itself."""
     steps: int | None = None
     """Optimiser steps; None for ``data.epochs`` epochs."""
+    most_skipped: int = 0
+    """Steps whose loss or gradient is not a number that are passed over; published: 0."""
     bf16: bool = True
     """Products in bfloat16; mask losses are float32 all the same."""
     gradient_checkpointing: bool = True
