@@ -136,14 +136,15 @@ def _show(rows: list[list[str]]) -> None:
 
 
 def _show_paper(filled: Any) -> None:
+    """Show what was measured of a table of the paper, each number beside the method's published ones."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    from self1e.evaluation.tables import paper_rows
+    from self1e.evaluation.tables import paper_lines
 
-    header, *rows = paper_rows(filled)
-    table = Table(*map(escape, header), title=f"Table {filled.table.number}: {filled.table.title}", pad_edge=False)
-    for row in rows:
-        table.add_row(*(escape(cell.replace(" [", "\n[").replace("**", "")) for cell in row))
+    title = f"Table {filled.table.number}: {filled.table.title}"
+    table = Table("", "published", "protocol", "measured", "samples", title=title, box=None, pad_edge=False)
+    for line in paper_lines(filled):
+        table.add_row(*map(escape, line))
     Console().print(table)

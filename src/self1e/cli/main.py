@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from self1e.cli.calibrate import calibrate
 from self1e.cli.convert import convert
 from self1e.cli.data import data
 from self1e.cli.demo import demo
@@ -77,7 +78,7 @@ def version() -> None:
     typer.echo(f"self1e {__version__}")
 
 
-for command in (segment, demo, train, info, convert, doctor, version):
+for command in (segment, demo, train, calibrate, info, convert, doctor, version):
     app.command()(command)
 app.command("eval")(evaluate)
 app.add_typer(data, name="data")

@@ -318,14 +318,33 @@ def paper_rows(filled: FilledTable) -> list[list[str]]:
     """A table of the paper as text: a header, published rows, ours, each with the numbers of samples."""
     table = filled.table
     rows = [["", *(column.label for column in table.columns)]]
+    decimals = 2 if any(column.figure.startswith(_POINTS) for column in table.columns) else 1  # as printed there
     for method, values in table.published.items():
         padded = [*values, *[None] * (len(table.columns) - len(values))]
-        rows.append([f"{method} (published)", *("-" if value is None else f"{value:g}" for value in padded)])
+        rows.append([f"{method} (published)", *("-" if value is None else f"{value:.{decimals}f}" for value in padded)])
     for name, cells in filled.ours.items():
         shown = zip(cells, table.columns, strict=True)
         rows.append([f"**{name}**", *(_cell_text(cell, column.figure) for cell, column in shown)])
         rows.append(["samples", *("-" if cell is None else str(cell.samples) for cell in cells)])
     return rows
+
+
+def paper_lines(filled: FilledTable) -> list[list[str]]:
+    """The same for a terminal, a line per number: column, the method's published values, protocol, ours, samples."""
+    published, ours, samples = [], [], []
+    _, *rows = paper_rows(filled)
+    for row in rows:
+        (published if row[0].endswith("(published)") else samples if row[0] == "samples" else ours).append(row)
+    own = [row for row in published if row[0].startswith("SELF1E")] or published
+    lines = []
+    for row, counts in zip(ours, samples, strict=True):
+        for k, column in enumerate(filled.table.columns, 1):
+            if row[k] == "-":
+                continue
+            known = "\n".join(f"{one[0].removesuffix(' (published)')} {one[k]}" for one in own if one[k] != "-")
+            way = "\n".join(row[0].strip("*").split(", ")[-2:])
+            lines.append([column.label, known or "-", way, row[k].replace(" [", "\n["), counts[k]])
+    return lines
 
 
 def _cell_text(cell: Cell | None, figure: str) -> str:
