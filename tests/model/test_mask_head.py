@@ -229,3 +229,43 @@ def test_upsampling_is_the_published_one():
     x = torch.randn(2, 3, 4, 5)
     expected = F.interpolate(x.movedim(-1, 1), scale_factor=2, mode="bilinear", align_corners=False).movedim(1, -1)
     torch.testing.assert_close(upsample(x, (6, 8)), expected)
+
+
+# --------------------------------------------------------------------------- with gradients
+
+
+@pytest.mark.parametrize(
+    "switches",
+    [
+        {},
+        {"residual": False},
+        {"fine": "none"},
+        {"unshuffle": "none"},
+        {"unshuffle": "residual_only"},
+        {"unshuffle": "one"},
+        {"unshuffle": "three"},
+        {"final_mlp": False},
+        {"auxiliary_low_resolution": "through_final_mlp"},
+    ],
+    ids=lambda switches: "-".join(map(str, switches.values())) or "published",
+)
+def test_the_order_of_training_changes_neither_logits_nor_gradients(tiny, monkeypatch, switches):
+    module = head(tiny, **switches).double()
+
+    def run(with_gradients):
+        # The head asks whether gradients are wanted to choose its order; both orders have gradients here.
+        monkeypatch.setattr("self1e.model.mask_head.torch.is_grad_enabled", lambda: with_gradients)
+        given = {
+            name: x.double().requires_grad_() if x.is_floating_point() else x
+            for name, x in features(rows=3, pictures=2).items()
+        }
+        out = module(**given, with_auxiliary=True)
+        weights = torch.linspace(-1, 1, out.mask_logits.numel(), dtype=torch.float64).reshape(out.mask_logits.shape)
+        wanted = [*module.parameters(), *(x for x in given.values() if x.requires_grad)]
+        total = (out.mask_logits * weights).sum() + out.low_resolution_logits.square().sum()
+        return [out.mask_logits, *torch.autograd.grad(total, wanted, allow_unused=True)]
+
+    for plain, lean in zip(run(False), run(True), strict=True):
+        assert (plain is None) == (lean is None)
+        if plain is not None:
+            torch.testing.assert_close(lean, plain, rtol=1e-9, atol=1e-9)

@@ -10,6 +10,10 @@ semantic signal; add that change to the fine features, which the LLM never saw.
 RFA (residual features amplifier, Sec. 3.4): reach fine resolution by widening channels and
 unfolding them into space, not by interpolating.
 
+With gradients the final MLP, the widest part, runs where there is least to compute and to keep, exactly: its first
+linear before the upsampling (it mixes channels, the other mixes places) and once on what rows of one picture share; its
+second on the query instead of the pixels, ``(W g + b) . q = g . (W^T q) + b . q``.
+
 Shapes: P pictures (all of one tile grid), B rows (one query each; several rows may share a picture),
 K [SEG] tokens over all rows; H, W coarse tokens of the stitched map (tile rows x tokens per side, ...);
 s compression per side (2 for InternVL); D LLM width. Vectors last.
@@ -18,6 +22,7 @@ s compression per side (2 for InternVL); D LLM width. Vectors last.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +83,8 @@ def scan(x: Tensor, scale: int) -> Tensor:
 
 def upsample(x: Tensor, shape_hw: tuple[int, int]) -> Tensor:
     """Bilinear, ``align_corners=False``, no antialias: ``(B, H, W, D) -> (B, *shape_hw, D)``."""
+    if x.shape[1:3] == shape_hw:
+        return x
     x = F.interpolate(x.permute(0, 3, 1, 2), size=shape_hw, mode="bilinear", align_corners=False)
     return x.permute(0, 2, 3, 1)
 
@@ -88,13 +95,39 @@ def upsample(x: Tensor, shape_hw: tuple[int, int]) -> Tensor:
 class MLP(nn.Module):
     """Linear, exact GELU, Linear: ``(..., D) -> (..., out)``."""
 
+    first: type[nn.Linear] = nn.Linear
+    second: type[nn.Linear] = nn.Linear
+
     def __init__(self, dim: int, out: int) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(dim, dim)
-        self.linear_2 = nn.Linear(dim, out)
+        self.linear_1 = self.first(dim, dim)
+        self.linear_2 = self.second(dim, out)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear_2(F.gelu(self.linear_1(x)))
+
+
+class _ForDifferences(nn.Linear):
+    """Maps differences too: there the bias cancels."""
+
+    def forward(self, input: Tensor, *, is_difference: bool = False) -> Tensor:
+        return F.linear(input, self.weight, None if is_difference else self.bias)
+
+
+class _ForQueries(nn.Linear):
+    """Can move from pixels to the query: ``linear(g) . q`` is ``g`` times the first tensor plus the second.
+
+    In its own forward, so that whoever shards weights gathers these for it.
+    """
+
+    def forward(self, input: Tensor, *, is_query: bool = False) -> Any:
+        return (input @ self.weight, input @ self.bias) if is_query else super().forward(input)
+
+
+class FinalMLP(MLP):
+    """The MLP before the dot product; its linears can run where there is least to compute."""
+
+    first, second = _ForDifferences, _ForQueries
 
 
 class Expand(MLP):
@@ -140,7 +173,7 @@ class MaskHead(nn.Module):
         is_apart = self.unshuffle in ("two", "three") and self.fine != "none"
         self.expand_vision = Expand(dim, scale) if is_apart else None
         self.expand_fine = Expand(dim, scale) if self.unshuffle == "three" else None
-        self.final_mlp = MLP(dim, dim) if config.final_mlp else None
+        self.final_mlp = FinalMLP(dim, dim) if config.final_mlp else None
 
     def forward(
         self,
@@ -167,11 +200,18 @@ class MaskHead(nn.Module):
         language = coarse_out  # (B, H, W, D), or (B, H*s, W*s, D) once expanded
         if self.expand_language is not None and self.unshuffle != "residual_only":
             language = self.expand_language.unfold(coarse_out)
-        pixels = self._pixels(fine, coarse_in, coarse_out, language, picture_of_row)
+        base, residual = self._maps(fine, coarse_in, coarse_out, language, picture_of_row)
         query = self._query(seg)
-        if self.final_mlp is not None:
-            pixels = self.final_mlp(pixels)
-        logits = self._dot(pixels, query, row_of_seg)
+        if self.final_mlp is not None and torch.is_grad_enabled():
+            hidden = self.final_mlp.linear_1(base)
+            if residual is not None:
+                residual = self.final_mlp.linear_1(residual, is_difference=True)
+            pixels = F.gelu(self._refill(hidden, residual, picture_of_row))
+            moved, constant = self.final_mlp.linear_2(query, is_query=True)
+            logits = self._dot(pixels, moved, row_of_seg, constant)
+        else:
+            pixels = self._refill(base, residual, picture_of_row)
+            logits = self._dot(pixels if self.final_mlp is None else self.final_mlp(pixels), query, row_of_seg)
         low = None
         if with_auxiliary and self.auxiliary != "off":
             low_pixels = language
@@ -180,31 +220,33 @@ class MaskHead(nn.Module):
             low = self._dot(low_pixels, query, row_of_seg)
         return MaskHeadOutput(logits, low)
 
-    def _pixels(
+    def _maps(
         self, fine: Tensor | None, coarse_in: Tensor, coarse_out: Tensor, language: Tensor, picture_of_row: Tensor
-    ) -> Tensor:
-        """Fuse the maps (Eq. 2, 4 and 5): the pixel features before the final MLP, per row."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return what is refilled, per picture, and the residual, per row (Eq. 2, 4 and 5).
+
+        Without fine features there is nothing to refill: the first is the language model's map, per row.
+        """
         if self.fine == "none" or fine is None:
-            return language
+            return language, None
         if self.unshuffle in ("none", "residual_only"):
-            base = fine.index_select(0, picture_of_row)
             if not self.residual:
-                return base
+                return fine, None
             residual = coarse_out - coarse_in.index_select(0, picture_of_row)
-            if self.expand_language is not None:
-                residual = self.expand_language.unfold(residual)
-        else:
-            expand_coarse = self.expand_vision or self.expand_language
-            expand_fine = self.expand_fine or expand_coarse
-            assert expand_coarse is not None
-            assert expand_fine is not None  # both built in __init__ for these switches
-            base = expand_fine.unfold(fine).index_select(0, picture_of_row)
-            if not self.residual:
-                return base
-            residual = language - expand_coarse.unfold(coarse_in).index_select(0, picture_of_row)
-        if residual.shape[1:3] != base.shape[1:3]:
-            residual = upsample(residual, (base.shape[1], base.shape[2]))
-        return base + residual
+            return fine, residual if self.expand_language is None else self.expand_language.unfold(residual)
+        expand_coarse = self.expand_vision or self.expand_language
+        expand_fine = self.expand_fine or expand_coarse
+        assert expand_coarse is not None
+        assert expand_fine is not None  # both built in __init__ for these switches
+        base = expand_fine.unfold(fine)
+        if not self.residual:
+            return base, None
+        return base, language - expand_coarse.unfold(coarse_in).index_select(0, picture_of_row)
+
+    def _refill(self, base: Tensor, residual: Tensor | None, picture_of_row: Tensor) -> Tensor:
+        """Add the residual, brought to the same size: pixel features per row."""
+        pixels = base if self.fine == "none" else base.index_select(0, picture_of_row)
+        return pixels if residual is None else pixels + upsample(residual, (pixels.shape[1], pixels.shape[2]))
 
     def _query(self, seg: Tensor) -> Tensor:
         """Turn F_SEG into the vector that pixels are scored against, ``(K, D)`` (Eq. 6)."""
@@ -212,11 +254,17 @@ class MaskHead(nn.Module):
             seg = self.expand_language.mean(seg)
         return seg if self.final_mlp is None else self.final_mlp(seg)
 
-    def _dot(self, pixels: Tensor, query: Tensor, row_of_seg: Tensor | None) -> Tensor:
-        """Score pixels: ``(B, h, w, D), (K, D) -> (K, h, w)``; several tokens per query unfold into sub-pixels."""
+    def _dot(self, pixels: Tensor, query: Tensor, row_of_seg: Tensor | None, constant: Tensor | None = None) -> Tensor:
+        """Score pixels: ``(B, h, w, D), (K, D) -> (K, h, w)``; several tokens per query unfold into sub-pixels.
+
+        ``constant``: added to each query's products before they are scaled, ``(K,)``.
+        """
         # Gathering copies every pixel vector: not when there is nothing to gather.
         chosen = pixels if row_of_seg is None else pixels.index_select(0, row_of_seg)
-        logits = torch.einsum("khwd,kd->khw", chosen, query) / query.shape[-1] ** 0.5
+        logits = torch.einsum("khwd,kd->khw", chosen, query)
+        if constant is not None:
+            logits = logits + constant[:, None, None]
+        logits = logits / query.shape[-1] ** 0.5
         if self.seg_side > 1:
             tokens = self.seg_side * self.seg_side
             logits = depth_to_space(logits.unflatten(0, (-1, tokens)).permute(0, 2, 3, 1), self.seg_side)[..., 0]
