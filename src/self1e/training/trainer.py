@@ -25,8 +25,8 @@ from self1e.errors import CheckpointError, OutputError, Self1EError, SettingErro
 from self1e.model import Self1EForConditionalGeneration
 from self1e.training import checkpointing
 from self1e.training.collate import Collator
-from self1e.training.guards import Interrupted, StopSignals, ignore_stop_signals
 from self1e.training.order import GlobalBatches
+from self1e.training.stopping import Interrupted, StopSignals, ignore_stop_signals
 
 logger = logging.getLogger(__name__)
 
