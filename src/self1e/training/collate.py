@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 
 from self1e.data.mixture import Item, Row
+from self1e.errors import DatasetError, PromptError
+from self1e.processing import prompts
 from self1e.processing.processor import IGNORED_LABEL, Self1EProcessor
 
 
@@ -41,12 +43,23 @@ class Collator:
         self._tokenize = lru_cache(maxsize=50_000)(self._tokenize_row)
 
     def __call__(self, items: Sequence[Item]) -> dict[str, Any]:
+        """Collate items.
+
+        Raises:
+            DatasetError: An item has no row, a mask does not lie on its picture, or no answer goes with it.
+            PromptError: ``max_length`` would cut image tokens or a [SEG]. Both name the item's source.
+        """
+        for item in items:
+            _check(item)
         pictures = self.processor.image_processor([item.image for item in items], max_tiles=self.max_tiles)
         tiles = pictures["num_tiles"].tolist()
         sequences, labels, targets, picture_of_row = [], [], [], []
         for picture, item in enumerate(items):
             for row in item.rows:
-                ids, supervised = self._taught(row, *self._tokenize(row.turns, tiles[picture]))
+                try:
+                    ids, supervised = self._taught(row, *self._tokenize(row.turns, tiles[picture]))
+                except PromptError as error:
+                    raise PromptError(f"{item.source}, question {row.question!r}: {error}") from error
                 sequences.append(ids)
                 labels.append(supervised)
                 targets.append(torch.zeros(0, 1, 1) if row.mask is None else self._target(row.mask))
@@ -87,3 +100,24 @@ class Collator:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._tokenize = lru_cache(maxsize=50_000)(self._tokenize_row)
+
+
+def _check(item: Item) -> None:
+    """Find what would teach nonsense: a mask that lies elsewhere, or a mask that no [SEG] asks for."""
+    if not item.rows:
+        raise DatasetError(f"{item.source}: nothing is asked about this picture; leave it out, or give it a query.")
+    width, height = item.image.size
+    for row in item.rows:
+        if row.mask is None:
+            continue
+        if row.mask.shape != (height, width):
+            found = "x".join(map(str, row.mask.shape[::-1]))
+            raise DatasetError(
+                f"{item.source}, question {row.question!r}: the mask is {found} but the picture {width}x{height}; a "
+                "mask has its picture's own size. If one of the two was resized, use the originals."
+            )
+        if prompts.SEG_TOKEN not in row.answer:
+            raise DatasetError(
+                f"{item.source}, question {row.question!r}: there is a mask, but the answer {row.answer!r} holds no "
+                f"{prompts.SEG_TOKEN}; write one where the mask belongs, or leave the mask out."
+            )
