@@ -27,6 +27,7 @@ from self1e.model.losses import LossWeights
 from self1e.processing.processor import Self1EProcessor
 from self1e.training import checkpointing, preflight
 from self1e.training.adapters import attach_adapters, export_model
+from self1e.training.card import write_card
 from self1e.training.collate import Collator
 from self1e.training.guards import Guarded
 from self1e.training.order import Epochs
@@ -368,6 +369,9 @@ def finish(trainer: RunTrainer, processor: Any, out: Path) -> Path:
         export_model(model, processor, final, state_dict=tensors)
         for name, content in trainer.beside.items():
             (final / name).write_bytes(content)
+        trainer.state.save_to_json(str(final / "trainer_state.json"))
+        write_card(final, final)
+        (final / "trainer_state.json").unlink()
     trainer.accelerator.wait_for_everyone()
     return final
 
