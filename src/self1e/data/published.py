@@ -40,11 +40,14 @@ MOST_LINES = 100_000
 """Of each set of questions with short answers."""
 
 SEMANTIC = ("ade20k", "cocostuff", "pascal_part", "paco_lvis")
+CLASS_MAPS = ("ade20k", "cocostuff")
+"""Of these, those whose pictures are labelled whole: what has no label is not there."""
 REFERRING: dict[str, tuple[str, ...]] = {
     "paper": ("refcoco", "refcoco+", "refcocog"),
     "code": ("refclef", "refcoco", "refcoco+", "refcocog"),
+    "gres": ("refcoco", "refcoco+", "refcocog", "grefcoco"),
 }
-"""Referring sets, by whose word it is."""
+"""Referring sets, by whose word it is; ``gres`` is ours: the paper's and gRefCOCO, with several targets and none."""
 REASONING = ("reasonseg",)
 INSTRUCTIONS = ("llava",)
 
@@ -146,7 +149,7 @@ def published_sets(rates: Rates = RATES["plain"], referring: str = "paper") -> d
 
     Args:
         rates: See `RATES`.
-        referring: ``paper`` or ``code``; see `REFERRING`.
+        referring: ``paper``, ``code`` or ``gres``; see `REFERRING`.
     """
     if referring not in REFERRING:
         raise SettingError(f"referring={referring!r} is unknown; choose one of {', '.join(REFERRING)}.")
@@ -166,6 +169,7 @@ def published_mixture(
     rates: Rates = RATES["plain"],
     referring: str = "paper",
     only: Collection[str] | None = None,
+    no_target: float = 0.0,
     batch_size: int = BATCH_SIZE,
     seed: int = 42,
     epoch: int = 0,
@@ -175,7 +179,10 @@ def published_mixture(
     Args:
         folder: Holds ``dataset/`` and ``data/``, or is ``dataset/``.
         rates: Copies of each kind of set; see `RATES`.
-        referring: ``paper`` or ``code``; see `REFERRING`.
+        referring: ``paper``, ``code`` or ``gres``; see `REFERRING`. gRefCOCO's phrases that mean nothing in their
+            picture are taught as empty masks.
+        no_target: Share of ADE20K's and COCO-Stuff's queries that ask for a class that is surely not in the picture
+            (`surely_absent`), and are taught as empty masks; published: none. No other set allows to know that.
         only: Of the sets, those that are at hand; None for all.
         batch_size: Pictures in a micro-batch; the last of each has a mask, if any set has.
         seed: Of the order, of what is chosen and of the words; published: 42.
@@ -188,6 +195,8 @@ def published_mixture(
     from self1e.data.mixture import Part
 
     sets = published_sets(rates, referring)
+    if not 0 <= no_target <= 1:
+        raise SettingError(f"no_target={no_target} is a share: expected 0 to 1.")
     for name in only or ():
         if name not in sets:
             raise DatasetError(f"only names {name!r}.{did_you_mean(name, sets)} The mixture has: {', '.join(sets)}.")
@@ -200,7 +209,8 @@ def published_mixture(
         except DatasetError as error:
             problems.append(f"- {name}: {error}")
         else:
-            parts[name] = Part(samples=samples, weight=copies, lower=True)
+            absent = no_target if name in CLASS_MAPS else 0.0
+            parts[name] = Part(samples=samples, weight=copies, lower=True, absent=absent)
     if problems:
         raise DatasetError(
             "\n".join(

@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 
+from self1e.data.absence import surely_absent
 from self1e.data.class_names import ADE20K, COCO_STUFF
 from self1e.data.files import CocoPictures, read_json, read_label_map, read_rgb, read_size
 from self1e.data.polygons import compact_segmentation, decode_segmentation
@@ -43,7 +44,7 @@ _NAME_LETTERS = 10
 class Ade20k(Sequence[Sample]):
     """Sample ``i`` is picture ``i`` by name, with one target per class in it, by class number.
 
-    Each sample's ``extra`` holds ``absent``: names of classes that are not there.
+    Each sample's ``extra`` holds ``absent``: names of classes that are surely not there (`surely_absent`).
     """
 
     def __init__(self, root: str | Path, split: str = "training", classes: Sequence[str] = ADE20K) -> None:
@@ -74,7 +75,7 @@ class Ade20k(Sequence[Sample]):
         name = self.names[index]
         source = f"ade20k/{self.split}/{name}"
         path = self.root / "annotations" / self.split / f"{name}.png"
-        return _label_sample(self._picture(name), path, self.classes, frozenset({0}), source)
+        return _label_sample(self._picture(name), path, self.classes, {0: None}, source)
 
     def peek(self, index: int, *, with_size: bool = False) -> Outline:
         """Outline a sample; see `Outline`."""
@@ -88,7 +89,7 @@ class Ade20k(Sequence[Sample]):
 class CocoStuff(Sequence[Sample]):
     """Sample ``i`` is class map ``i`` by name, with one target per class in it, by class number.
 
-    Each sample's ``extra`` holds ``absent``: names of classes that are not there.
+    Each sample's ``extra`` holds ``absent``: names of classes that are surely not there (`surely_absent`).
     """
 
     def __init__(self, root: str | Path, split: str = "train2017", classes: Sequence[str] = COCO_STUFF) -> None:
@@ -111,7 +112,7 @@ class CocoStuff(Sequence[Sample]):
             )
         self.pictures = CocoPictures(root, Path(root) / "coco" / split)
         self.classes = {value: name for value, name in enumerate(classes) if "-" not in name}
-        self._unnamed = frozenset({255, *(value for value, name in enumerate(classes) if "-" in name)})
+        self._unnamed = {255: None} | {value: name for value, name in enumerate(classes) if "-" in name}
 
     def __len__(self) -> int:
         return len(self.names)
@@ -136,18 +137,24 @@ def _label_outline(picture: Path | None, source: str) -> Outline:
 
 
 def _label_sample(
-    picture: Path, label_map: Path, classes: Mapping[int, str], unnamed: frozenset[int], source: str
+    picture: Path, label_map: Path, classes: Mapping[int, str], unnamed: Mapping[int, str | None], source: str
 ) -> Sample:
+    """Read a picture and its class map; ``unnamed`` are the values that are not asked for, None is no class at all."""
     image = read_rgb(picture, source)
     labels = read_label_map(label_map, source, image.size)
-    present = set(np.unique(labels).tolist()) - unnamed
+    values, pixels = (found.tolist() for found in np.unique(labels, return_counts=True))
+    present = set(values) - unnamed.keys()
     if unknown := present - classes.keys():
         raise DatasetError(
             f"{source}: {label_map} holds the numbers {sorted(unknown)}, expected {min(classes)} to {max(classes)}; "
             "this is another edition of the class maps."
         )
     targets = [Target(text=classes[value], mask=labels == value, tag="class") for value in sorted(present)]
-    absent = tuple(name for value, name in classes.items() if value not in present)
+    unknown_share = (
+        sum(count for value, count in zip(values, pixels, strict=True) if unnamed.get(value, "") is None) / labels.size
+    )
+    hidden = {name for value in values if (name := unnamed.get(value)) is not None}
+    absent = surely_absent(classes.values(), {*(classes[value] for value in present), *hidden}, unknown_share)
     return Sample(image=image, targets=tuple(targets), source=source, extra={"absent": absent})
 
 
