@@ -165,6 +165,25 @@ class Mixture(Dataset[Item]):
         return Row(question=question, answer=self.answers[int(rng.integers(len(self.answers)))], mask=target.mask)
 
 
+class Turn(Dataset[Item]):
+    """One mixture up to an item, another from there on: what comes late builds on what came first.
+
+    Args:
+        first: Gives items 0 to ``at - 1``.
+        then: Gives the others, under the same numbers.
+        at: The first item of ``then``.
+    """
+
+    def __init__(self, first: Dataset[Item], then: Mixture, *, at: int) -> None:
+        self.first, self.then, self.at = first, then, at
+
+    def __len__(self) -> int:
+        return len(self.then)
+
+    def __getitem__(self, index: int) -> Item:
+        return (self.first if index < self.at else self.then)[index]
+
+
 def _question_row(question: Question) -> Row:
     first, *later = [text for text, _ in question.before] + [question.text]
     asked = [f"{prompts.IMAGE_PLACEHOLDER}\n{first}", *later]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -13,7 +14,7 @@ from transformers import AddedToken, PreTrainedTokenizerFast
 from self1e.configuration import Self1EConfig
 from self1e.data.clothing import PERSON, Clothing
 from self1e.data.coco import REDISTRIBUTABLE, CocoCategories
-from self1e.data.mixture import Mixture, Part, PhotoAugment
+from self1e.data.mixture import Mixture, Part, PhotoAugment, Turn
 from self1e.data.scenes import TARGET_TAGS, Scenes, all_words
 from self1e.errors import DatasetError
 from self1e.model import Self1EForConditionalGeneration
@@ -182,7 +183,8 @@ def build_mixture(
     photographs: float,
     queries: int,
     augment: PhotoAugment | None = None,
-) -> Mixture:
+    few_absent: int = 0,
+) -> Mixture | Turn:
     """Mix drawn scenes with photographs.
 
     Args:
@@ -192,14 +194,31 @@ def build_mixture(
         photographs: Share of pictures that are photographs.
         queries: Mask queries per picture.
         augment: For photographs; by default `PhotoAugment` with its own settings.
+        few_absent: So many pictures at first have fewer phrases that fit nothing. Of the phrases made of a colour and
+            a kind alone two in three fit nothing: answering all of them with an empty mask is where learning stopped
+            (docs/log.md).
     """
-    augment = augment or PhotoAugment()
+    common: dict[str, Any] = {"data": data, "length": length, "seed": seed, "photographs": photographs}
+    common |= {"queries": queries, "augment": augment or PhotoAugment()}
+    then = _mixture(**common, absent=0.6)
+    return Turn(_mixture(**common, absent=0.3), then, at=few_absent) if few_absent else then
+
+
+def _mixture(
+    data: Path | None,
+    *,
+    length: int,
+    seed: int,
+    photographs: float,
+    queries: int,
+    augment: PhotoAugment,
+    absent: float,
+) -> Mixture:
+    """See `build_mixture`; ``absent`` is the share of scenes that may have phrases that fit nothing."""
     parts = {}
     if photographs < 1:
-        # Of the phrases made of a colour and a kind alone two in three fit nothing, and to answer all of them with an
-        # empty mask is where learning stops (docs/log.md): most scenes come without such phrases.
-        parts["scenes"] = Part(samples=training_scenes(), weight=0.3 * (1 - photographs))
-        parts["scenes_there"] = Part(samples=training_scenes(absent=False), weight=0.7 * (1 - photographs))
+        parts["scenes"] = Part(samples=training_scenes(), weight=absent * (1 - photographs))
+        parts["scenes_there"] = Part(samples=training_scenes(absent=False), weight=(1 - absent) * (1 - photographs))
     if data is not None and photographs > 0:
         parts["clothing"] = Part(
             samples=CachedSamples(training_clothing(data)),

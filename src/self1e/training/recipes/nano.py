@@ -38,6 +38,8 @@ class TrainRecipe:
     """Chance that a photograph's colour channels are mixed."""
     photographs: float = 0.25
     """Share of photographs after the first stage, where there are any."""
+    few_absent: int = 0
+    """Pictures, at first, with fewer phrases that fit nothing (see `self1e.training.nano.build_mixture`)."""
     learning_rate: float = 1e-3
     matrix_learning_rate: float | None = None
     """Of Muon, which then trains the matrices of hidden layers; None uses AdamW alone."""
@@ -98,11 +100,12 @@ def nano() -> TrainRecipe:
     """
     return TrainRecipe(
         name="nano",
-        pictures=128_000,
+        pictures=89_600,
         batch_size=16,
         encoder_pictures=86_400,
         encoder_matrix_learning_rate=4e-3,
         frozen_vision=True,
+        few_absent=38_400,
         learning_rate=1.5e-3,
         matrix_learning_rate=3e-3,
         decay_steps=4000,
