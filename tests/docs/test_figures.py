@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 import self1e
+from self1e.figures.sheet import _runs
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "draw_figures.py"
 
@@ -49,6 +50,6 @@ def test_equal_features_get_equal_colours(figures):
     assert (first[:2] == second).all()
 
 
-def test_indices_stand_above_each_other(figures):
-    assert figures._runs("F_{V1}^{HQ}: fine") == [("F", 0), ("V1", -1), ("HQ", 1), (": fine", 0)]
-    assert figures._runs("plain") == [("plain", 0)]
+def test_indices_stand_above_each_other():
+    assert _runs("F_{V1}^{HQ}: fine") == [("F", 0), ("V1", -1), ("HQ", 1), (": fine", 0)]
+    assert _runs("plain") == [("plain", 0)]

@@ -19,6 +19,7 @@ from self1e.cli.data import data
 from self1e.cli.demo import demo
 from self1e.cli.doctor import doctor
 from self1e.cli.eval import evaluate
+from self1e.cli.figure import figure
 from self1e.cli.info import info
 from self1e.cli.segment import segment
 from self1e.cli.train import train
@@ -82,6 +83,7 @@ for command in (segment, demo, train, calibrate, info, convert, doctor, version)
     app.command()(command)
 app.command("eval")(evaluate)
 app.add_typer(data, name="data")
+app.add_typer(figure, name="figure")
 
 
 def main(arguments: list[str] | None = None) -> None:
