@@ -193,9 +193,10 @@ def evaluate(job: Job, model: Any, processes: Processes | None = None, progress:
                 progress(job.benchmark.name, done, len(mine))
             if index in before.complete:
                 continue
-            for row in measure(job, model, index):
+            rows = measure(job, model, index)
+            for row in rows:
                 if row["id"] not in before.ids:
-                    writer.write(row | {"unit": index, "of": len(job.opened.units)})
+                    writer.write(row | {"unit": index, "unit_rows": len(rows), "units": len(job.opened.units)})
     if progress is not None:
         progress(job.benchmark.name, len(mine), len(mine))
     here.wait()
@@ -221,17 +222,15 @@ class _Before:
 
 def _measured(job: Job) -> _Before:
     ids: set[str] = set()
-    begun: set[int] = set()
-    open_ended: set[int] = set()
+    lacking: dict[int, int] = {}
     for path in row_files(job.folder):
         if not path.read_bytes().count(b"\n"):
             continue  # killed while the first line was written
         _, rows = read_rows(path, job.run)
         ids |= {row["id"] for row in rows}
-        begun |= {row["unit"] for row in rows}
-        # Rows come picture by picture: only the last one may lack some.
-        open_ended |= {row["unit"] for row in rows[-1:]}
-    return _Before(frozenset(ids), frozenset(begun - open_ended))
+        for row in rows:
+            lacking[row["unit"]] = lacking.get(row["unit"], row["unit_rows"]) - 1
+    return _Before(frozenset(ids), frozenset(unit for unit, count in lacking.items() if not count))
 
 
 def _problems_of_rows(job: Job) -> list[str]:

@@ -103,8 +103,10 @@ def missing_part(run: Run, rows: Sequence[Row]) -> str:
     """Say what a run lacks of its benchmark; empty if nothing is known to be missing."""
     benchmark = _benchmark_of(run)
     units = {row["unit"] for row in rows if "unit" in row}
-    there = max((row["of"] for row in rows if "of" in row), default=len(units))
+    there = max((row["units"] for row in rows if "units" in row), default=len(units))
     reasons = []
+    if len(rows) < sum({row["unit"]: row["unit_rows"] for row in rows if "unit" in row}.values()):
+        reasons.append("a picture lacks rows")
     if len(units) < there:
         reasons.append(f"{len(units)} of {there} pictures measured")
     if benchmark is not None:
