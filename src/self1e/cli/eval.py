@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from self1e.cli.options import DeviceOption, DtypeOption, ModelOption, load_quietly, say
+from self1e.cli.options import DeviceOption, DtypeOption, ModelOption, say
 from self1e.errors import SettingError
 
 
@@ -26,6 +26,12 @@ def evaluate(
     ] = "tf",
     limit: Annotated[int | None, typer.Option(help="Pictures per benchmark; the tables then say partial.")] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Plain modules instead of folded weights.")] = False,
+    vqa_adapter: Annotated[
+        str, typer.Option("--vqa-adapter", help="on: questions asked of the model as trained; off: of its base.")
+    ] = "on",
+    base: Annotated[
+        Path | None, typer.Option(help="Folder of the base model, for --vqa-adapter off; MODEL is then not merged.")
+    ] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     tables: Annotated[
@@ -39,7 +45,10 @@ def evaluate(
     from self1e.evaluation.tables import filled_tables, for_terminal, write_tables
 
     if not tables:
-        _measure(benchmarks or [], suite or [], model, data or [], out, answer, limit, exact, device, dtype)
+        _measure(
+            *(benchmarks or [], suite or [], model, data or [], out, answer, limit, exact, vqa_adapter, base),
+            *(device, dtype),
+        )
         if _rank():
             return
     elif benchmarks or suite:
@@ -60,12 +69,15 @@ def _measure(
     answer: str,
     limit: int | None,
     exact: bool,
+    vqa_adapter: str,
+    base: Path | None,
     device: str,
     dtype: str,
 ) -> None:
     from self1e.evaluation import runner
     from self1e.evaluation.benchmarks import ANSWERS, find_benchmark
     from self1e.evaluation.suites import find_suite
+    from self1e.evaluation.vqa_adapter import check_adapter, load_for_eval, switched
 
     names = [*benchmarks, *(name for one in suites for name in find_suite(one))]
     if not names:
@@ -77,14 +89,16 @@ def _measure(
             raise SettingError(f"--data {folder} is not a folder.")
     for name in names:
         find_benchmark(name)  # a typing error should not cost the loading of a model
+    check_adapter(vqa_adapter, names)
     processes = runner.Processes.start()
-    loaded = load_quietly(model, _own_device(device, processes.count), dtype)
-    jobs = runner.plan(
-        loaded, names, data, out, answers=ANSWERS[answer], exact="plain" if exact else "auto", limit=limit
-    )
-    for job in jobs:
-        with _bar(f"{job.benchmark.name} {runner.SHORT[job.options.answer]}", quiet=processes.rank > 0) as progress:
-            runner.evaluate(job, loaded, processes, progress)
+    loaded = load_for_eval(model, base, device=_own_device(device, processes.count), dtype=dtype)
+    with switched(loaded, vqa_adapter):
+        jobs = runner.plan(
+            loaded, names, data, out, answers=ANSWERS[answer], exact="plain" if exact else "auto", limit=limit
+        )
+        for job in jobs:
+            with _bar(f"{job.benchmark.name} {runner.SHORT[job.options.answer]}", quiet=processes.rank > 0) as progress:
+                runner.evaluate(job, loaded, processes, progress)
     processes.stop()
 
 
