@@ -1,0 +1,209 @@
+"""lmms-eval calls a self1e model: over its installed interface if there is one, else over a faithful double."""
+
+from __future__ import annotations
+
+import abc
+import importlib
+import importlib.metadata
+import importlib.util
+import sys
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from self1e.errors import MissingDependencyError, SettingError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+IS_INSTALLED = importlib.util.find_spec("lmms_eval") is not None
+ADAPTER = "self1e.evaluation.lmms"
+
+
+class _Lmms(abc.ABC):
+    """What lmms-eval's abstract model demands and offers: three abstract methods, rank, cache, ``task_dict``."""
+
+    is_simple = True
+
+    def __init__(self) -> None:
+        self._rank, self._world_size = 0, 1
+        self.task_dict: dict = {}
+        self.cached: list = []
+        self.cache_hook = SimpleNamespace(add_partial=lambda *entry: self.cached.append(entry))
+
+    @abc.abstractmethod
+    def loglikelihood(self, requests): ...
+
+    @abc.abstractmethod
+    def generate_until(self, requests): ...
+
+    @abc.abstractmethod
+    def generate_until_multi_round(self, requests): ...
+
+    @property
+    def rank(self):
+        return self._rank
+
+    @property
+    def world_size(self):
+        return self._world_size
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    model_id: str
+    simple_class_path: str | None = None
+    chat_class_path: str | None = None
+    aliases: tuple[str, ...] = ()
+
+
+def double() -> dict[str, ModuleType]:
+    """The modules of lmms-eval that the adapter imports."""
+    modules = {
+        name: ModuleType(name)
+        for name in (
+            "lmms_eval",
+            "lmms_eval.api",
+            "lmms_eval.api.model",
+            "lmms_eval.models",
+            "lmms_eval.models.registry_v2",
+        )
+    }
+    modules["lmms_eval.api.model"].lmms = _Lmms  # type: ignore[attr-defined]
+    modules["lmms_eval.models.registry_v2"].ModelManifest = _Manifest  # type: ignore[attr-defined]
+    return modules
+
+
+@pytest.fixture
+def adapter(monkeypatch):
+    """The adapter, imported anew over the double."""
+    for name, module in double().items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.delitem(sys.modules, ADAPTER, raising=False)
+    yield importlib.import_module(ADAPTER)
+    sys.modules.pop(ADAPTER, None)
+
+
+def request_of(context, doc_id, task="task", *, visuals=lambda doc: [doc["image"]], **settings):
+    return SimpleNamespace(args=(context, settings, visuals, doc_id, task, "val"))
+
+
+def with_documents(model, pictures):
+    model.task_dict = {"task": {"val": [{"image": picture} for picture in pictures]}}
+    return model
+
+
+@pytest.fixture
+def model(adapter, tiny_model_folder, pictures):
+    found = adapter.Self1ELmms(pretrained=str(tiny_model_folder), device="cpu", batch_size="3", max_tiles=4)
+    return with_documents(found, pictures)
+
+
+def test_requests_are_answered_in_their_order(model, tiny_model, pictures):
+    asked = [
+        ("What?", 2, 4),
+        ("<image>\nWhere is it?", 0, 6),
+        ("How many?", 1, 4),
+        ("What now?", 0, 6),
+        ("Is it?", 3, 4),
+    ]
+    requests = [
+        request_of(text, doc, max_new_tokens=tokens, do_sample=False, temperature=0) for text, doc, tokens in asked
+    ]
+    found = model.generate_until(requests)
+    expected = [
+        tiny_model.chat(pictures[doc], text.removeprefix("<image>\n"), max_new_tokens=tokens, max_tiles=4)
+        for text, doc, tokens in asked
+    ]
+    assert found == expected
+    assert len(model.cached) == len(requests)
+    assert ("generate_until", requests[0].args[:2], found[0]) in model.cached
+
+
+def test_answers_end_before_a_stop_word(model):
+    [whole] = model.generate_until([request_of("What?", 0, max_new_tokens=8)])
+    middle = whole[len(whole) // 2]
+    [cut] = model.generate_until([request_of("What?", 0, max_new_tokens=8, until=["not there at all", middle])])
+    assert cut == whole[: whole.index(middle)].rstrip()
+
+
+def test_a_question_without_a_picture(model, tiny_model):
+    [found] = model.generate_until([request_of("Say something.", 0, visuals=None, max_new_tokens=3)])
+    assert found == tiny_model.chat(None, "Say something.", max_new_tokens=3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"do_sample": True, "temperature": 0.7},
+            r"task/val/0: do_sample=True, temperature=0.7; self1e answers greedily",
+        ),
+        ({"num_beams": 3}, "num_beams=3"),
+        ({"visuals": lambda doc: [doc["image"]] * 2}, "2 visuals .* takes one picture per question"),
+        ({"visuals": lambda doc: ["video.mp4"]}, r"1 visuals \(str\)"),
+    ],
+)
+def test_what_self1e_does_not_do_is_refused(model, changes, message):
+    with pytest.raises(SettingError, match=message):
+        model.generate_until([request_of("What?", 0, **changes)])
+
+
+def test_scores_and_rounds_are_refused(model):
+    with pytest.raises(NotImplementedError, match="does not score given ones"):
+        model.loglikelihood([])
+    with pytest.raises(NotImplementedError, match="a task of one round"):
+        model.generate_until_multi_round([])
+
+
+def test_settings_are_checked(adapter, tiny_model_folder, monkeypatch):
+    with pytest.raises(SettingError, match="unknown tiles; self1e takes pretrained"):
+        adapter.Self1ELmms(pretrained=str(tiny_model_folder), tiles=3)
+    with pytest.raises(SettingError, match="batch_size='few'"):
+        adapter.Self1ELmms(pretrained=str(tiny_model_folder), device="cpu", batch_size="few")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SettingError, match="one process under lmms-eval"):
+        adapter.Self1ELmms(pretrained=str(tiny_model_folder))
+
+
+def test_the_entry_point_leads_to_the_class(adapter):
+    path = Path(__file__).parents[2] / "pyproject.toml"
+    points = tomllib.loads(path.read_text("utf-8"))["project"]["entry-points"]["lmms_eval.models"]
+    module, _, function = points["self1e"].partition(":")
+    assert module == ADAPTER
+    manifest = getattr(adapter, function)()
+    assert manifest.model_id == "self1e"
+    place, _, name = manifest.simple_class_path.rpartition(".")
+    found = getattr(importlib.import_module(place), name)
+    assert found is adapter.Self1ELmms
+    assert issubclass(found, _Lmms)
+    assert found.is_simple is True
+
+
+@pytest.mark.skipif(IS_INSTALLED, reason="lmms-eval is installed")
+def test_without_lmms_eval_the_error_says_what_to_install():
+    sys.modules.pop(ADAPTER, None)
+    with pytest.raises(MissingDependencyError, match="pip install lmms-eval"):
+        importlib.import_module(ADAPTER)
+
+
+def test_the_installed_interface(tiny_model_folder, tiny_model, pictures):
+    """The real base class, registry and request."""
+    if not IS_INSTALLED:
+        pytest.skip(
+            "LMMS-EVAL MISSING: not installed, so the adapter is tested against a double of its interface only."
+        )
+    from lmms_eval.api.instance import Instance  # pyright: ignore[reportMissingImports]
+    from lmms_eval.api.model import lmms  # pyright: ignore[reportMissingImports]
+
+    adapter = importlib.import_module(ADAPTER)
+    assert issubclass(adapter.Self1ELmms, lmms)
+    model = with_documents(adapter.Self1ELmms(pretrained=str(tiny_model_folder), device="cpu"), pictures)
+    arguments = ("What?", {"max_new_tokens": 4}, lambda doc: [doc["image"]], 0, "task", "val")
+    metadata = {"task": "task", "doc_id": 0, "repeats": 1}
+    request = Instance(request_type="generate_until", arguments=arguments, idx=0, metadata=metadata)
+    assert isinstance(pictures[0], Image.Image)
+    assert model.generate_until([request]) == [tiny_model.chat(pictures[0], "What?", max_new_tokens=4)]
