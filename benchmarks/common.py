@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import transformers
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from self1e.model import Self1EConfig, Self1EForConditionalGeneration
 
@@ -119,9 +119,24 @@ class Peak:
         return 1024 * int(next(line.split()[1] for line in lines if line.startswith(what)))
 
 
+def _attention(query: Any, key: Any, value: Any, *rest: Any, **more: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *rest: Any, **more: Any) -> int:
+    return sdpa_backward_flop_count(gradient, query, key, value)
+
+
+# torch counts the fused kernels of CUDA only.
+_CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+
+
 def operations(work: Callable[[], Any]) -> int:
     """Count operations: 2 per multiply-add, of matrix products, convolutions and attention."""
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
         work()
     return counter.get_total_flops()
 
