@@ -80,7 +80,7 @@ def test_a_missing_picture_is_told_before_anything_runs(fixture_root: Path, tmp_
 
     shutil.copytree(fixture_root / "dataset" / "refer_seg" / "refcoco", tmp_path / "dataset" / "refer_seg" / "refcoco")
     [problem] = find_benchmark("refcoco/val").open(tmp_path).problems
-    assert "files are missing" in problem or "1 files" in problem
+    assert "files are missing" in problem
 
 
 def _result(mask: np.ndarray, text: str = "[SEG].") -> Segmentation:
@@ -145,7 +145,7 @@ def test_the_highest_logit_of_all_classes_wins(tiny_model: Any, camvid: Path) ->
     real = unit.labels != 11
     pairs, counts = np.unique(np.stack([unit.labels[real], expected[real]]), axis=1, return_counts=True)
     found = {(truth, given): pixels for truth, given, pixels in row["confusion"]}
-    assert sum(found.values()) == counts.sum() == 500  # what is unlabelled counts nowhere
+    assert sum(found.values()) == counts.sum() == 600  # what is unlabelled counts nowhere
     wanted = {(int(a), int(b)): int(n) for (a, b), n in zip(pairs.T, counts, strict=True)}
     assert sum(abs(found.get(key, 0) - wanted.get(key, 0)) for key in {*found, *wanted}) <= 2  # ties, by rounding
 
@@ -166,7 +166,7 @@ def test_a_class_map_without_a_picture_is_missed_as_a_whole(camvid: Path) -> Non
     benchmark = find_benchmark("camvid/val")
     [row] = benchmark.failed(benchmark.open(camvid), 0)
     assert row["failed"]
-    assert sorted(row["confusion"]) == [[0, 11, 400], [3, 11, 200 - 100]]
+    assert sorted(row["confusion"]) == [[0, 11, 400], [3, 11, 200]]
 
 
 def test_a_wrong_class_list_is_refused(camvid: Path) -> None:

@@ -108,6 +108,8 @@ def target_row(
         group=source,
     )
     row |= {"query": target.text, "subsets": list(subsets)}
+    if options is not None and options.save_masks and not failed:
+        row["mask"] = result.to_coco_rle()[0]
     return row | {"error": f"{type(result).__name__}: {result}"} if isinstance(result, Exception) else row
 
 
@@ -209,7 +211,7 @@ def summarise(missing: Sequence[str]) -> tuple[str, ...]:
     if not missing:
         return ()
     more = f", and {len(missing) - 3} more" if len(missing) > 3 else ""
-    return (f"{len(missing)} files are missing: {', '.join(missing[:3])}{more}.",)
+    return (f"{len(missing)} missing: {', '.join(missing[:3])}{more}.",)
 
 
 # ---------------------------------------------------------------------- drawn, clothing, your own
