@@ -82,6 +82,46 @@ def gallery(
     _save(draw_gallery(loaded, entries, columns=columns, max_tiles=max_tiles, title=f"{title}, {loaded.name}"), place)
 
 
+@figure.command()
+def vqa(
+    source: Annotated[
+        Path, typer.Argument(help="Picture; or CSV or JSON lines with picture, question and perhaps answer.")
+    ],
+    question: Annotated[
+        list[str] | None, typer.Option("--question", "-q", help="About the picture; may be given several times.")
+    ] = None,
+    model: ModelOption = "nano",
+    against: Annotated[str | None, typer.Option(help="The other model: a name or a folder.")] = None,
+    base: Annotated[
+        Path | None, typer.Option(help="Or the base of MODEL, whose adapters are then turned off for its answers.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="PNG file [default: SOURCE.vqa.png].")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 64,
+    max_tiles: TilesOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+) -> None:
+    """Fig. 5: the answers of two models to the same questions, side by side."""
+    from self1e.evaluation.vqa_adapter import load_for_eval
+    from self1e.figures.vqa import Asked, answering, base_answering, draw_vqa, read_asked
+
+    place = _place(out, source, "vqa")
+    if (against is None) == (base is None):
+        raise SettingError("Answers are compared with one other model: give --against MODEL or --base FOLDER.")
+    is_list = source.suffix.lower() in (".csv", ".jsonl")
+    if is_list == bool(question):
+        raise SettingError(f"{source}: a list holds its questions; a picture needs them: -q 'What is on the table?'.")
+    asked = read_asked(source) if is_list else [Asked(picture=_open(source), question=one) for one in question or ()]
+    loaded = load_for_eval(model, base, device=device, dtype=dtype)
+    models = [(loaded.name, answering(loaded, max_new_tokens=max_new_tokens, max_tiles=max_tiles))]
+    if against is None:
+        models.append((f"{base}, base", base_answering(loaded, max_new_tokens=max_new_tokens, max_tiles=max_tiles)))
+    else:
+        other = load_for_eval(against, None, device=device, dtype=dtype)
+        models.append((other.name, answering(other, max_new_tokens=max_new_tokens, max_tiles=max_tiles)))
+    _save(draw_vqa(models, asked), place)
+
+
 def _open(picture: Path) -> Any:
     from self1e.processing.pictures import open_picture
 

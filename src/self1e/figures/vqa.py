@@ -10,6 +10,7 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from self1e.data.vqa_benchmarks.open_answers import read_lines
 from self1e.errors import DatasetError, SettingError
 from self1e.evaluation.metrics.vqa import normalise_m4c
 from self1e.figures.sheet import FAINT, INK, LINE, ZOOM, Sheet
+from self1e.inference.answering import answer_questions
+from self1e.inference.base_answers import base_answers
 from self1e.processing.pictures import open_picture
 
 Answering = Callable[[Sequence[tuple[Any, Sequence[str]]]], list[list[str]]]
@@ -71,7 +74,26 @@ def read_asked(file: str | Path) -> list[Asked]:
 
 def is_right(said: str, expected: str) -> bool:
     """Whether the expected words stand in an answer, both normalised."""
-    return f" {normalise_m4c(expected)} " in f" {normalise_m4c(said)} "
+    return f" {_words(expected)} " in f" {_words(said)} "
+
+
+def _words(text: str) -> str:
+    return " ".join(word.strip("'") for word in normalise_m4c(text).split())
+
+
+def answering(model: Any, *, max_new_tokens: int = 64, max_tiles: int | None = None) -> Answering:
+    """Let a model answer; the settings are those of ``answer_questions``."""
+    return partial(answer_questions, model, max_new_tokens=max_new_tokens, max_tiles=max_tiles)
+
+
+def base_answering(model: Any, *, max_new_tokens: int = 64, max_tiles: int | None = None) -> Answering:
+    """Let the base of a model answer (`self1e.inference.base_answers`)."""
+
+    def answer(requests: Sequence[tuple[Any, Sequence[str]]]) -> list[list[str]]:
+        with base_answers(model):
+            return answer_questions(model, requests, max_new_tokens=max_new_tokens, max_tiles=max_tiles)
+
+    return answer
 
 
 def draw_vqa(models: Sequence[tuple[str, Answering]], asked: Sequence[Asked]) -> Sheet:
