@@ -11,8 +11,7 @@ position, the mask head row by row, every layer's states kept. Both take turns o
 0, so that they stay), and their losses must be equal. Dropout is off, or they could not be.
 
 Memory is the peak of a step above parameters and optimizer state, so it includes gradients; the rest is the same for
-both. Operations are those of the same step, counted on the meta device, which has no numbers; so is, beside the
-measured memory, what tensors hold at most.
+both. Operations are those of the same step, counted on the meta device, which has no numbers.
 """
 
 from __future__ import annotations
@@ -21,12 +20,10 @@ import argparse
 import gc
 import json
 import statistics
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
-from weakref import WeakSet
 
 import torch
 from common import (
@@ -282,39 +279,19 @@ def _fused_attention(
     return kernel(query, key, value, attn_mask=attn_mask, scale=kwargs.get("scale"))[0]
 
 
-class LiveBytes(TorchDispatchMode):
-    """Keep account of what tensors made meanwhile hold together; real tensors that meet meta ones follow them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._known: WeakSet[torch.UntypedStorage] = WeakSet()
+class ToMeta(TorchDispatchMode):
+    """Real tensors that meet meta ones follow them."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         flat, spec = tree_flatten((args, kwargs or {}))
         if any(isinstance(x, Tensor) and x.is_meta for x in flat):
             flat = [x.to("meta") if isinstance(x, Tensor) else x for x in flat]
         args, kwargs = tree_unflatten(flat, spec)
-        before = {id(x.untyped_storage()) for x in flat if isinstance(x, Tensor)}
-        found = func(*args, **kwargs)
-        for x in tree_flatten(found)[0]:
-            if isinstance(x, Tensor) and x.is_meta and id(x.untyped_storage()) not in before:
-                self._add(x.untyped_storage())
-        return found
-
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        if storage not in self._known:
-            self._known.add(storage)
-            self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._drop, storage.nbytes())
-
-    def _drop(self, size: int) -> None:
-        self.now -= size
+        return func(*args, **kwargs)
 
 
 def count(name: str, rank: int, depth: int | None, queries: int, checkpointing: bool) -> dict[str, Any]:
-    """Count operations of forward and backward, and the most bytes that their tensors hold at once, both ways."""
+    """Count operations of forward and backward, both ways."""
     config = config_of(name, depth)
     model = make_model(config, "meta", torch.bfloat16, rank)
     batch = make_batch(config, queries, "meta", torch.bfloat16)
@@ -323,12 +300,9 @@ def count(name: str, rank: int, depth: int | None, queries: int, checkpointing: 
         prepare(model, path, "sdpa", checkpointing)
         # Attention takes a fused kernel, as it would with numbers; the mode does not reach what checkpoints recompute.
         fused = mock.patch.object(F, "scaled_dot_product_attention", _fused_attention)
-        with LiveBytes() as live, FollowToMeta(), fused:
+        with ToMeta(), FollowToMeta(), fused:
             row[path] = operations(lambda loss_of=loss_of: loss_of(model, batch).backward())
-        row[f"{path}_bytes"] = live.peak
         model.zero_grad(set_to_none=True)
-    row["gradient_bytes"] = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    row["fixed_bytes"] = 2 * row["gradient_bytes"] + sum(p.numel() * p.element_size() for p in model.parameters())
     return row
 
 
@@ -362,30 +336,25 @@ def as_markdown(report: dict[str, Any]) -> str:
         lines.append(
             f"| {'on' if ours['checkpointing'] else 'off'} | {literal['seconds']:.1f} s | {ours['seconds']:.1f} s "
             f"| {literal['seconds'] / ours['seconds']:.2f} x | {f'{bound:.2f} x' if bound else ''} "
-            f"| {literal['peak_bytes'] / 1e9:.2f} GB | {ours['peak_bytes'] / 1e9:.2f} GB "
-            f"| {literal['peak_bytes'] / max(ours['peak_bytes'], 1):.2f} x | {ours['gradient_bytes'] / 1e9:.2f} GB "
-            f"| {ours['fixed_bytes'] / 1e9:.2f} GB |"
+            f"| {literal['peak_bytes'] / 1e6:.0f} MB | {ours['peak_bytes'] / 1e6:.0f} MB "
+            f"| {literal['peak_bytes'] / max(ours['peak_bytes'], 1):.2f} x | {ours['gradient_bytes'] / 1e6:.0f} MB "
+            f"| {ours['fixed_bytes'] / 1e6:.0f} MB |"
         )
     if report["counted"]:
         lines += [
             "",
-            "## Counted",
+            "## Operations",
             "",
-            "Forward and backward on the meta device, attention as a dense kernel's in both. Memory: the most bytes "
-            "that tensors hold at once above parameters and AdamW's two states, in bfloat16, without the kernels' own "
-            "scratch; gradients are part of it.",
+            "TFLOP of forward and backward, counted on the meta device; attention as a dense kernel's, in both.",
             "",
-            "| model | layers | queries | checkpointing | TFLOP, literal | ours | fewer | GB, literal | ours | less "
-            "| of it gradients | parameters and AdamW |",
-            "|---|---|---|---|---|---|---|---|---|---|---|---|",
+            "| model | layers | queries | checkpointing | literal | ours | literal / ours |",
+            "|---|---|---|---|---|---|---|",
         ]
     for row in report["counted"]:
-        memory = [row[key] / 1e9 for key in ("literal_bytes", "ours_bytes", "gradient_bytes", "fixed_bytes")]
         lines.append(
             f"| {row['model']} | {row['layers'] or 'all'} | {row['queries']} "
-            f"| {'on' if row['checkpointing'] else 'off'} | {row['literal'] / 1e12:.3f} | {row['ours'] / 1e12:.3f} "
-            f"| {row['literal'] / row['ours']:.2f} x | {memory[0]:.2f} | {memory[1]:.2f} "
-            f"| {memory[0] / memory[1]:.2f} x | {memory[2]:.2f} | {memory[3]:.2f} |"
+            f"| {'on' if row['checkpointing'] else 'off'} | {row['literal'] / 1e12:.4g} | {row['ours'] / 1e12:.4g} "
+            f"| {row['literal'] / row['ours']:.2f} x |"
         )
     return "\n".join(lines) + "\n"
 
