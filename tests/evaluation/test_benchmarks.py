@@ -80,7 +80,7 @@ def test_a_missing_picture_is_told_before_anything_runs(fixture_root: Path, tmp_
 
     shutil.copytree(fixture_root / "dataset" / "refer_seg" / "refcoco", tmp_path / "dataset" / "refer_seg" / "refcoco")
     [problem] = find_benchmark("refcoco/val").open(tmp_path).problems
-    assert "files are missing" in problem
+    assert "missing: COCO_train2014_" in problem
 
 
 def _result(mask: np.ndarray, text: str = "[SEG].") -> Segmentation:

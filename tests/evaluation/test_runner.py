@@ -217,6 +217,7 @@ def test_generated_answers_without_seg_are_rejections(tiny_model: Any, own: Path
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_torchrun_with_two_processes_gives_the_tables_of_one(
     tiny_model_folder: Path, own: Path, tmp_path: Path
 ) -> None:
@@ -231,10 +232,12 @@ def test_torchrun_with_two_processes_gives_the_tables_of_one(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
-def test_a_killed_process_is_gone_on_with_to_identical_tables(tmp_path: Path) -> None:
+def test_a_killed_process_is_gone_on_with_to_identical_tables(tiny_model_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "killed"
-    command = [sys.executable, "-m", "self1e", "eval", "scenes/val", "--device", "cpu", "--limit", "4", "--out"]
+    command = [sys.executable, "-m", "self1e", "eval", "scenes/val", "--model", str(tiny_model_folder)]
+    command += ["--device", "cpu", "--limit", "30", "--out"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([*command, str(out)], env=environment, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 400

@@ -211,7 +211,8 @@ def summarise(missing: Sequence[str]) -> tuple[str, ...]:
     if not missing:
         return ()
     more = f", and {len(missing) - 3} more" if len(missing) > 3 else ""
-    return (f"{len(missing)} missing: {', '.join(missing[:3])}{more}.",)
+    what = "1 file is" if len(missing) == 1 else f"{len(missing)} files are"
+    return (f"{what} missing: {', '.join(missing[:3])}{more}.",)
 
 
 # ---------------------------------------------------------------------- drawn, clothing, your own
