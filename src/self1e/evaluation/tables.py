@@ -421,6 +421,9 @@ def for_terminal(results: Iterable[Measured]) -> list[list[str]]:
     """Rows of the short table: benchmark, way, own protocol, samples, and its headline figures, one per line."""
     rows = []
     for one in results:
+        if not one.lines:  # answers for a test server have no score here
+            rows.append([one.run.dataset, SHORT[one.run.answer], one.run.protocol, str(len(one.rows)), "-"])
+            continue
         line = one.lines[0]
         names = [f for f in PROTOCOLS[line.protocol].headline if f in line.figures]
         shown = "\n".join(f"{f} {line.figures[f].text(f)}" for f in names)
