@@ -10,6 +10,7 @@ import logging
 import math
 import shutil
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -19,11 +20,12 @@ from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import seed_worker
 
 from self1e.errors import CheckpointError, OutputError, Self1EError, SettingError, TrainingError
 from self1e.model import Self1EForConditionalGeneration
-from self1e.training import checkpointing
+from self1e.training import checkpointing, distributed
 from self1e.training.collate import Collator
 from self1e.training.order import GlobalBatches
 from self1e.training.stopping import Interrupted, StopSignals, ignore_stop_signals
@@ -55,6 +57,10 @@ class Self1ETrainer(Trainer):
         if most_skipped < 0:
             raise SettingError(f"most_skipped={most_skipped} must be at least 0.")
         self.mean, self.most_skipped = mean, most_skipped
+        self.is_sharded = distributed.is_sharded(self.model)
+        if self.is_sharded:
+            # Its processes are each other's already: neither DDP nor another FSDP around it.
+            self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
         self.batches: GlobalBatches | None = None
         self._parts: dict[str, list[torch.Tensor]] = {}
         self._bad: list[int] = []  # micro-batches of this step whose loss is not a number
@@ -123,7 +129,7 @@ class Self1ETrainer(Trainer):
         with self._signals:
             result = super().train(None if checkpoint is None else str(checkpoint), trial, ignore_keys_for_eval)
         if self._stop and self.state.global_step < self.state.max_steps:
-            saved = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            saved = self._folder / f"checkpoint-{self.state.global_step}"
             logger.warning(
                 "Stopped after step %d of %d; %s is saved. Run the same command with resume to go on.",
                 self.state.global_step,
@@ -132,6 +138,10 @@ class Self1ETrainer(Trainer):
             )
             raise Interrupted(self._stop)
         return result
+
+    def _move_model_to_device(self, model: Any, device: Any) -> None:
+        if not distributed.is_sharded(model):
+            super()._move_model_to_device(model, device)
 
     def _start_from(self, resume: Any) -> Path | None:
         """Decide on the first process where to start, and tell the others."""
@@ -152,7 +162,7 @@ class Self1ETrainer(Trainer):
         return checkpoint
 
     def _choose_checkpoint(self, resume: Any) -> Path | None:
-        folder = Path(self.args.output_dir)
+        folder = self._folder
         checkpointing.clean(folder)
         if not resume:
             if found := checkpointing.checkpoints(folder):
@@ -191,6 +201,10 @@ class Self1ETrainer(Trainer):
                 "%s is of other versions (%s): results may differ in rounding.", checkpoint, ", ".join(changed)
             )
 
+    @property
+    def _folder(self) -> Path:
+        return Path(cast(str, self.args.output_dir))
+
     def _global_batch(self) -> int:
         return self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
 
@@ -213,7 +227,7 @@ class Self1ETrainer(Trainer):
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         # The last place before the optimiser's step, on every process, with the norm over all of them at hand.
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        norm = distributed.full(super()._get_grad_norm(model, grad_norm=grad_norm))
         # Half precision finds its scale by overflowing: there the scaler skips the step.
         scaled = getattr(self.accelerator, "scaler", None) is not None
         is_bad = bool(self._bad) or not (scaled or norm is None or math.isfinite(float(norm)))
@@ -233,6 +247,14 @@ class Self1ETrainer(Trainer):
         torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX)
         return largest.tolist()
 
+    def _add_up(self, *numbers: float) -> list[float]:
+        """Add each up over all processes."""
+        if self.args.world_size == 1:
+            return list(numbers)
+        total = torch.tensor(numbers, device=self.args.device)
+        torch.distributed.all_reduce(total)
+        return total.tolist()
+
     def _skip_or_stop(self, norm: Any) -> None:
         step = self.state.global_step + 1
         what = "loss" if any(gather_object([bool(self._bad)])) else f"gradient (norm {float(norm)})"
@@ -243,7 +265,7 @@ class Self1ETrainer(Trainer):
         skipped = sum("skipped" in line for line in self.state.log_history)
         if skipped >= self.most_skipped or self.is_deepspeed_enabled:
             before = f" {skipped} such step(s) before were skipped." if skipped else ""
-            saved = checkpointing.checkpoints(Path(self.args.output_dir))
+            saved = checkpointing.checkpoints(self._folder)
             kept = f"{saved[-1]} is the last checkpoint" if saved else "there is no checkpoint yet"
             raise TrainingError(
                 f"Step {step}: the {what} is not a number; no weight was changed by it.{before} Its items: {names}. "
@@ -252,7 +274,7 @@ class Self1ETrainer(Trainer):
             )
         logger.warning("Step %d is skipped, its %s is not a number. Its items: %s", step, what, names)
         # Part of a checkpoint: a run that is resumed has skipped as many.
-        self.state.log_history.append({"skipped": what, "items": names, "step": step})
+        cast(Any, self.state.log_history).append({"skipped": what, "items": names, "step": step})
 
     def _sources(self, micro: int) -> list[str]:
         """Name the items of one micro-batch of this process; they are read again for it."""
@@ -262,13 +284,14 @@ class Self1ETrainer(Trainer):
         ]
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the mean of each part of the loss since the last log line."""
+        """Add the mean of each part of the loss since the last log line, over all processes."""
         if "loss" in logs:
             for name, values in self._parts.items():
                 numbers = torch.stack(values).float()
                 numbers = numbers[numbers.isfinite()]  # of a step that was skipped
-                if len(numbers):
-                    logs[f"loss_{name}"] = round(float(numbers.mean()), 4)
+                total, count = self._add_up(float(numbers.sum()), len(numbers))
+                if count:
+                    logs[f"loss_{name}"] = round(total / count, 4)
             self._parts.clear()
         super().log(logs, *args, **kwargs)
 
@@ -337,12 +360,31 @@ class Self1ETrainer(Trainer):
             self._partial = None
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if self.is_sharded and state_dict is None:
+            state_dict = distributed.gather_model(self.model, keep=self.args.should_save)
         super()._save(output_dir, state_dict)
         # The settings as text: nothing that has to be unpickled.
-        pickled = Path(output_dir or self.args.output_dir) / "training_args.bin"
+        pickled = Path(output_dir or self._folder) / "training_args.bin"
         if pickled.is_file():
             pickled.with_suffix(".json").write_text(self.args.to_json_string() + "\n", "utf-8")
             pickled.unlink()
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_sharded:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = distributed.gather_optimizer(self.optimizer, keep=self.args.should_save)
+        if self.args.should_save:
+            assert self.lr_scheduler is not None
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if not self.is_sharded:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        checkpoint = Path(resume_from_checkpoint)
+        distributed.load_model(self.model, distributed.read_tensors(checkpoint), checkpoint)
 
     def _facts(self) -> dict[str, Any]:
         return {
@@ -362,10 +404,10 @@ class Self1ETrainer(Trainer):
         model: Any = self.model
         # An adapter is saved alone.
         saved = [p for p in model.parameters() if p.requires_grad or not hasattr(model, "peft_config")]
-        state = 0 if self.is_deepspeed_enabled else _bytes(self.optimizer.state_dict() if self.optimizer else {})
-        shards = self.args.world_size if self.is_fsdp_enabled else 1
+        optimizer: Any = self.optimizer
+        state = 0 if self.is_deepspeed_enabled else _bytes(optimizer.state_dict())
         mean = {} if self.mean is None else self.mean.mean
-        return int(1.02 * (_bytes(saved) + state * shards + _bytes(mean))) + 2**20
+        return int(1.02 * (_bytes(saved) + state + _bytes(mean))) + 2**20
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         known = self._resumed.get("optimizer")
@@ -374,7 +416,13 @@ class Self1ETrainer(Trainer):
                 f"{checkpoint} holds the state of {known}, and the optimiser is {self._optimizer_name()}: resume with "
                 "the settings that it was trained with."
             )
-        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or not self.is_sharded:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        assert self.lr_scheduler is not None
+        state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True, mmap=True)
+        distributed.load_optimizer(self.optimizer, state)
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         name = "rng_state.pth" if self.args.world_size <= 1 else f"rng_state_{self.args.process_index}.pth"
