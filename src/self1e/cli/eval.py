@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,6 +38,13 @@ def evaluate(
     tables: Annotated[
         bool, typer.Option("--tables", help="Compute nothing: print the tables of the rows in --out.")
     ] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Keep the masks, and write report.html and report.md for people.")
+    ] = False,
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="A B", help="Compute nothing: compare two --out folders, sample by sample."),
+    ] = None,
 ) -> None:
     """Measure a model on BENCHMARKS, and print every table of the paper that they fill.
 
@@ -44,10 +52,15 @@ def evaluate(
     """
     from self1e.evaluation.tables import filled_tables, for_terminal, write_tables
 
+    if compare is not None:
+        if benchmarks or suite or tables or report:
+            raise SettingError("--compare A B compares what lies in two folders; it takes no benchmarks, nor --tables.")
+        _compare(*compare)
+        return
     if not tables:
         _measure(
             *(benchmarks or [], suite or [], model, data or [], out, answer, limit, exact, vqa_adapter, base),
-            *(device, dtype),
+            *(device, dtype, report),
         )
         if _rank():
             return
@@ -58,6 +71,20 @@ def evaluate(
         _show_paper(filled)
     _show(for_terminal(results))
     say(f"Tables: {out / 'tables.md'}, {out / 'tables.json'}")
+    if report:
+        from self1e.evaluation.report import write_report
+
+        page, text = write_report(out, data or [])
+        say(f"Report: {page} ({page.stat().st_size / 1e6:.1f} MB), {text}")
+
+
+def _compare(first: Path, second: Path) -> None:
+    from self1e.evaluation.compare import as_markdown, compare
+
+    for folder in (first, second):
+        if not folder.is_dir():
+            raise SettingError(f"--compare {folder}: no such folder; give two folders that `self1e eval --out` wrote.")
+    typer.echo(as_markdown(compare(first, second)), nl=False)
 
 
 def _measure(
@@ -73,6 +100,7 @@ def _measure(
     base: Path | None,
     device: str,
     dtype: str,
+    save_masks: bool,
 ) -> None:
     from self1e.evaluation import runner
     from self1e.evaluation.benchmarks import ANSWERS, find_benchmark
@@ -94,8 +122,16 @@ def _measure(
     loaded = load_for_eval(model, base, device=_own_device(device, processes.count), dtype=dtype)
     with switched(loaded, vqa_adapter):
         jobs = runner.plan(
-            loaded, names, data, out, answers=ANSWERS[answer], exact="plain" if exact else "auto", limit=limit
+            *(loaded, names, data, out),
+            answers=ANSWERS[answer],
+            exact="plain" if exact else "auto",
+            limit=limit,
+            save_masks=save_masks,
         )
+        if not processes.rank:
+            from self1e.evaluation.report import provenance
+
+            provenance.record(out, loaded, sys.argv[1:])
         for job in jobs:
             with _bar(f"{job.benchmark.name} {runner.SHORT[job.options.answer]}", quiet=processes.rank > 0) as progress:
                 runner.evaluate(job, loaded, processes, progress)

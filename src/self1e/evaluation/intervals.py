@@ -122,6 +122,48 @@ def interval_of(
     return _between(found[figure], drawn, level, len(rows))
 
 
+def difference_of(
+    first: Metric,
+    second: Metric,
+    figure: str,
+    *,
+    level: float = LEVEL,
+    resamples: int = 200,
+    seed: int = 0,
+) -> Interval:
+    """Bootstrap ``first - second`` of any figure, as `interval_of` does; both metrics draw the same groups.
+
+    Args:
+        first: Holds the rows of one model.
+        second: Holds the rows of another one on the same samples.
+        figure: A name in ``result()`` of both.
+        level: Share of resamples inside the interval.
+        resamples: How often to draw.
+        seed: Of the draws.
+
+    Raises:
+        SettingError: The samples differ, or there is no such figure.
+    """
+    _check(level, resamples)
+    both = first.rows, second.rows
+    ratios = [metric.ratios(rows).get(figure) for metric, rows in zip((first, second), both, strict=True)]
+    if ratios[0] is not None and ratios[1] is not None:
+        return difference(ratios[0], ratios[1], by_group=True, level=level, resamples=resamples, seed=seed)
+    names = [[(row["id"], row.get("group")) for row in rows] for rows in both]
+    if names[0] != names[1]:
+        raise SettingError(f"{figure}: the two were measured on different samples; a paired difference needs the same.")
+    values, drawn = [], []
+    for metric, rows in zip((first, second), both, strict=True):
+        found = metric.figures(rows)
+        if not isinstance(found.get(figure), int | float | None) or figure not in found:
+            raise SettingError(f"{type(metric).__name__} has no figure {figure!r}.")
+        values.append(found[figure])
+        # The same rows in the same order and one seed: the same pictures are drawn for both.
+        drawn.append(_drawn_figures(rows, lambda some, metric=metric: metric.figures(some)[figure], resamples, seed))
+    value = None if None in values else values[0] - values[1]
+    return _between(value, drawn[0] - drawn[1], level, len(both[0]))
+
+
 def _drawn_figures(
     rows: Sequence[Row], compute: Callable[[list[Row]], float | None], resamples: int, seed: int
 ) -> np.ndarray:

@@ -96,6 +96,7 @@ def plan(
     answers: Sequence[Answer] = ("teacher-forced",),
     exact: Any = "auto",
     limit: int | None = None,
+    save_masks: bool = False,
 ) -> list[Job]:
     """Open every benchmark and look at what was measured before; nothing is computed.
 
@@ -107,6 +108,7 @@ def plan(
         answers: How to ask; a benchmark that can be asked in one way only is asked in that.
         exact: See ``Self1E.segment``.
         limit: Pictures of each benchmark, the first ones; None for all.
+        save_masks: Whether rows hold the predicted masks, for `self1e.evaluation.report`.
 
     Raises:
         SettingError: A name is unknown, or the limit is below 1.
@@ -126,7 +128,7 @@ def plan(
             continue
         problems += [f"{benchmark.name}: {problem}" for problem in opened.problems]
         for answer in [one for one in answers if one in benchmark.answers] or benchmark.answers:
-            options = Options(answer=answer, exact=exact)
+            options = Options(answer=answer, exact=exact, save_masks=save_masks)
             job = Job(
                 benchmark=benchmark,
                 opened=opened,

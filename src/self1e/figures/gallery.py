@@ -132,7 +132,9 @@ def draw_gallery(
     columns = min(columns, len(entries))
     shown = [_segment(segmenter, entry, max_tiles) for entry in entries]
     panels = 2 if any(entry.truth for entry in entries) else 1
-    cell = panels * _SIDE + (panels - 1) * 4
+    # Portraits side by side need less room than landscapes.
+    side = max(_SIDE * min(1.0, result.size_wh[0] / result.size_wh[1]) for result in shown)
+    cell = panels * side + (panels - 1) * 4
     heights = [_SIDE * min(1.0, result.size_wh[1] / result.size_wh[0]) for result in shown]
     rows = [range(start, min(start + columns, len(shown))) for start in range(0, len(shown), columns)]
     tops = [float(_TOP)]
@@ -144,7 +146,7 @@ def draw_gallery(
         sheet.text(_MARGIN, 46, "left the prediction, right the truth", 11, FAINT)
     for row, top in zip(rows, tops, strict=False):
         for place, k in enumerate(row):
-            _draw_cell(sheet, _MARGIN + place * (cell + _GAP), top, cell, entries[k], shown[k], heights[k])
+            _draw_cell(sheet, _MARGIN + place * (cell + _GAP), top, side, entries[k], shown[k], heights[k])
     return sheet
 
 
@@ -161,28 +163,29 @@ def _segment(segmenter: Any, entry: Entry, max_tiles: int | None) -> Segmentatio
 
 
 def _draw_cell(
-    sheet: Sheet, x: float, y: float, cell: float, entry: Entry, result: Segmentation, height: float
+    sheet: Sheet, x: float, y: float, side: float, entry: Entry, result: Segmentation, height: float
 ) -> None:
+    cell = 2 * side + 4 if entry.truth else side
     image = result.image
     assert image is not None  # segment() and from_masks() above give it
-    scale = min(_SIDE / image.width, height / image.height)
+    scale = min(side / image.width, height / image.height)
     size = (round(image.width * scale * ZOOM), round(image.height * scale * ZOOM))
     colours = distinct_colors(len(result))
-    left = (_SIDE - image.width * scale) / 2
+    left = (side - image.width * scale) / 2
     drawn = _overlay(result, [result.mask(k) for k in range(len(result))], size, colours)
     sheet.panel(x + left, y, size[0] / ZOOM, size[1] / ZOOM, drawn)
     if entry.truth:
         drawn = _overlay(result, entry.truth, size, colours)
-        sheet.panel(x + _SIDE + 4 + left, y, size[0] / ZOOM, size[1] / ZOOM, drawn)
+        sheet.panel(x + side + 4 + left, y, size[0] / ZOOM, size[1] / ZOOM, drawn)
     if not entry.is_class_map:
         note = "  (not there)" if result.is_empty[0] else ""
         sheet.lines(x + 2, y + height + 6, f'"{_shorten(entry.queries[0], cell)}"{note}', cell - 4, 12, INK)
         return
     at = x + 2
-    order = np.argsort([-area for area in result.areas])
-    for k in order.tolist():
+    areas = result.areas + np.array([int(mask.sum()) for mask in entry.truth] or [0])
+    for k in np.argsort(-areas).tolist():
         width = Sheet.measure(entry.queries[k], 10) + 22
-        if result.is_empty[k] or at + width > x + cell:
+        if not areas[k] or at + width > x + cell:
             continue
         sheet.box(at, y + height + 8, 9, 9, colours[k])
         sheet.text(at + 13, y + height + 13, entry.queries[k], 10, INK)

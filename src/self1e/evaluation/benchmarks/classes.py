@@ -33,6 +33,7 @@ from self1e.evaluation.benchmarks.masks import PROMPT, need_folder, summarise
 from self1e.evaluation.metrics.rows import Row
 from self1e.evaluation.metrics.semantic import LABEL_SETS, LabelSet, SemanticIoU, label_map
 from self1e.evaluation.protocols import EXPECTED_SAMPLES, protocol
+from self1e.evaluation.saved_masks import encode_map
 
 CAMVID_SET = LabelSet(name="camvid", classes=CAMVID, ignore=11)
 """Street scenes; no benchmark of the paper, but real pictures of another domain."""
@@ -115,7 +116,8 @@ def measure_classes(model: Any, unit: LabelledPicture, options: Options, labels:
             yield from model.mask_logits(encoded, some, kind="phrase", exact=options.exact)
 
     found = label_map(logits(), unit.image.size, len(labels.classes))
-    return [SemanticIoU(labels.classes, ignore=labels.ignore).update(unit.source, found, unit.labels)]
+    row = SemanticIoU(labels.classes, ignore=labels.ignore).update(unit.source, found, unit.labels)
+    return [row | {"map": encode_map(found)} if options.save_masks else row]
 
 
 def failed_classes(opened: Opened, index: int, labels: LabelSet) -> list[Row]:

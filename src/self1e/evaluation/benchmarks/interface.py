@@ -34,6 +34,8 @@ class Options:
     """Whether [SEG] is given, as published, or the model has to write it."""
     exact: Literal["auto", "folded", "plain"] = "auto"
     """See ``Self1E.segment``."""
+    save_masks: bool = False
+    """Whether rows hold the predicted masks, see `self1e.evaluation.saved_masks`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,91 @@
+"""Tables of a report as HTML: the paper's, every run's figures, mean scores by part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+
+from self1e.evaluation.report.cases import Part
+from self1e.evaluation.runner import SHORT
+from self1e.evaluation.tables import Cell, FilledTable, Measured, Number
+
+
+def table(head: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]], caption: str) -> str:
+    """Write a table.
+
+    Args:
+        head: Escaped cells.
+        rows: CSS class and escaped cells of each.
+        caption: Says what it shows, for those who hear it.
+    """
+    columns = "".join(f'<th scope="col">{cell}</th>' for cell in head)
+    body = "".join(
+        f'<tr class="{kind}">' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>" for kind, cells in rows
+    )
+    # Wide tables scroll by themselves, also with the keyboard.
+    return (
+        f'<div class="wide" tabindex="0" role="region" aria-label="{escape(caption)}"><table>'
+        f"<thead><tr>{columns}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def paper_table(filled: FilledTable) -> str:
+    """Our numbers beside the published ones."""
+    wanted = filled.table
+    rows: list[tuple[str, list[str]]] = []
+    for method, values in wanted.published.items():
+        padded = [*values, *[None] * (len(wanted.columns) - len(values))]
+        rows.append(("", [f"{escape(method)} (published)", *("-" if v is None else f"{v:g}" for v in padded)]))
+    for name, cells in filled.ours.items():
+        shown = zip(cells, wanted.columns, strict=True)
+        rows.append(("ours", [escape(name), *(_cell(cell, column.figure) for cell, column in shown)]))
+    title = f"Table {wanted.number}: {wanted.title}"
+    head = ["", *(escape(column.label) for column in wanted.columns)]
+    return (
+        f'<h3>{escape(title)}</h3><p class="faint">Published: {escape(wanted.protocol)}.</p>{table(head, rows, title)}'
+    )
+
+
+def _cell(cell: Cell | None, figure: str) -> str:
+    if cell is None:
+        return "-"
+    mark = "†" if cell.is_partial else ""
+    return f"{number(cell.number, figure)}{mark}<small>n = {cell.samples}</small>"
+
+
+def number(value: Number, figure: str) -> str:
+    """A figure with its interval below."""
+    text, _, between = value.text(figure).partition(" [")
+    return f"{text}<small>[{between}</small>" if between else text
+
+
+def run_tables(one: Measured) -> str:
+    """All figures of a run, one table per protocol."""
+    made = []
+    for name in dict.fromkeys(line.protocol for line in one.lines):
+        lines = [line for line in one.lines if line.protocol == name]
+        figures = list(dict.fromkeys(figure for line in lines for figure in line.figures))
+        head = [f"<code>{escape(name)}</code>", "n", "failed", *(escape(figure) for figure in figures)]
+        rows = [
+            (
+                "" if line.subset else "ours",
+                [
+                    escape(line.subset) or "all",
+                    str(line.samples),
+                    str(line.failed),
+                    *(number(line.figures[f], f) if f in line.figures else "-" for f in figures),
+                ],
+            )
+            for line in lines
+        ]
+        made.append(table(head, rows, f"{one.run.dataset}, {SHORT[one.run.answer]}, {name}"))
+    return "".join(made)
+
+
+def parts_table(parts: Sequence[Part], name: str) -> str:
+    """Mean scores by size, length and category."""
+    rows = [
+        ("", [f"{part.by}: {escape(part.name)}", str(part.samples), *str(part.mean).partition(" ")[::2]])
+        for part in parts
+    ]
+    return table(["", "n", f"mean {escape(name)}", "95 % interval"], rows, f"mean {name} by part") if rows else ""
