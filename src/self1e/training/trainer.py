@@ -130,12 +130,13 @@ class Self1ETrainer(Trainer):
             result = super().train(None if checkpoint is None else str(checkpoint), trial, ignore_keys_for_eval)
         if self._stop and self.state.global_step < self.state.max_steps:
             saved = self._folder / f"checkpoint-{self.state.global_step}"
-            logger.warning(
-                "Stopped after step %d of %d; %s is saved. Run the same command with resume to go on.",
-                self.state.global_step,
-                self.state.max_steps,
-                saved,
-            )
+            if self.is_world_process_zero():
+                logger.warning(
+                    "Stopped after step %d of %d; %s is saved. Run the same command with resume to go on.",
+                    self.state.global_step,
+                    self.state.max_steps,
+                    saved,
+                )
             raise Interrupted(self._stop)
         return result
 
