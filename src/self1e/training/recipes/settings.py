@@ -7,7 +7,7 @@ torch: `self1e train --list` comes at once.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import Any, Literal
 
 from self1e.errors import SettingError
 
@@ -39,7 +39,7 @@ class ModelSettings:
     frozen_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of weights that do not change; those that do are float32 (METHOD 6.4: bf16 with float32 masters)."""
 
-    def switches(self) -> dict[str, object]:
+    def switches(self) -> dict[str, Any]:
         """The switches of `Self1EConfig` that are set whatever the base says by itself."""
         if self.keep_switches:
             return {}
