@@ -4,13 +4,22 @@ import json
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 
 import self1e
-from self1e.data.scenes import Scenes
-from self1e.evaluation.nano import SCENE_SIZE, measure_masks, query_seconds, scene_groups
+from self1e.evaluation.nano import (
+    as_markdown,
+    ceiling_labels,
+    ceiling_rows,
+    evaluate,
+    measure,
+    query_seconds,
+    scene_groups,
+    table,
+)
 from self1e.inference.info import mask_side
 from self1e.inference.loading import NANO
 
@@ -51,22 +60,48 @@ def test_the_card_says_what_was_measured(nano):
     assert report["query_seconds"] <= 0.5
 
 
-def test_drawn_scenes_reach_the_card_on_a_sample(nano):
+def test_drawn_scenes_reach_the_card_on_a_sample(nano, tmp_path):
     """60 of the 500 scenes: far enough from chance, and from another model's figures."""
     report = json.loads(REPORT.read_text("utf-8"))["scenes"]
-    scores = measure_masks(nano, Scenes("test", size_wh=SCENE_SIZE, length=60), scene_groups, grid=32)
-    found = scores.row("all")
+    found = table(*measure(nano, ["scenes/test"], [], tmp_path, limit=60)["scenes/test"], scene_groups)["all"]
     assert found["queries"] > 200
     assert found["ciou"] == pytest.approx(report["all"]["ciou"], abs=0.1)
     assert found["giou"] == pytest.approx(report["all"]["giou"], abs=0.1)
 
 
 @pytest.mark.slow
-def test_drawn_scenes_reach_the_card_exactly(nano):
+def test_drawn_scenes_reach_the_card_exactly(nano, tmp_path):
     report = json.loads(REPORT.read_text("utf-8"))["scenes"]
-    scores = measure_masks(nano, Scenes("test", size_wh=SCENE_SIZE, length=500), scene_groups, grid=32)
+    found = table(*measure(nano, ["scenes/test"], [], tmp_path)["scenes/test"], scene_groups)
     for group in ("all", "single target", "attribute"):
-        assert scores.row(group)["ciou"] == pytest.approx(report[group]["ciou"], abs=2e-3), group
+        assert found[group]["ciou"] == pytest.approx(report[group]["ciou"], abs=2e-3), group
+
+
+def test_the_full_report_has_every_table_and_what_the_card_reads(tiny_model, tmp_path):
+    report = evaluate(tiny_model, None, tmp_path, limit=2)
+    assert {"grid", "scenes", "scenes_absent", "scenes_held_out", "scenes_classes", "questions", "seconds"} <= set(
+        report
+    )
+    row = report["scenes"]["all"]
+    assert {"queries", "ciou", "giou", "ceiling_ciou", "ceiling_giou"} <= set(row)
+    assert row["ciou_95"][0] <= row["ciou"] <= row["ciou_95"][1]
+    assert report["questions"]["all"]["questions"] == 4
+    text = as_markdown(report | {"machine": "a machine", "query_seconds": 0.1}, "a command")
+    for words in ("Referring", "not there", "Open-vocabulary", "Questions", "ceiling", "`ovs.d2/scenes`", "a machine"):
+        assert words in text
+    assert evaluate(tiny_model, None, tmp_path, limit=2)["scenes"] == report["scenes"]  # read from the rows
+
+
+def test_perfect_logits_on_a_fine_grid_have_no_ceiling():
+    labels = np.repeat(np.repeat(np.array([[0, 1], [2, 255]]), 8, 0), 8, 1)
+    assert (ceiling_labels(labels, 16, 3)[labels < 3] == labels[labels < 3]).all()
+    from self1e.evaluation.benchmarks import find_benchmark
+
+    units = find_benchmark("scenes-classes/test").open(None).units
+    (row,) = ceiling_rows(units, [0], 160).values()
+    assert all(truth == predicted for truth, predicted, _ in row["confusion"])
+    (coarse,) = ceiling_rows(units, [0], 4).values()
+    assert any(truth != predicted for truth, predicted, _ in coarse["confusion"])
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, Literal
 
 from self1e.data import class_names
+from self1e.data.scenes.shapes import KINDS
 from self1e.errors import SettingError, did_you_mean
 from self1e.evaluation.metrics.choices import MMBench
 from self1e.evaluation.metrics.concepts import ConceptF1
@@ -64,6 +65,11 @@ PROTOCOLS: dict[str, Protocol] = {
         partial(SemanticIoU, class_names.CAMVID, ignore=11),
         ("miou_cls", "miou_cls_mmseg"),
         "one picture; not published with this method",
+    ),
+    "ovs.d2/scenes": Protocol(
+        partial(SemanticIoU, tuple(f"the {kind}" for kind in KINDS), ignore=255),
+        ("miou_cls", "miou_cls_mmseg"),
+        "one drawn scene, kinds of shapes",
     ),
     "cgf1": Protocol(ConceptF1, ("cgf1", "pmf1", "il_mcc"), "one phrase on one picture, any number of instances"),
     "vqa.m4c": Protocol(VqaAccuracy, ("accuracy",), "one question, ten answers, EvalAI's normaliser"),

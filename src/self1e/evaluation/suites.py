@@ -265,7 +265,14 @@ SUITES: dict[str, tuple[str, ...]] = {
     "ovs": TABLES[3].benchmarks,
     "vqa": TABLES[7].benchmarks,
     "paper": tuple(dict.fromkeys(name for table in TABLES for name in table.benchmarks)),
-    "nano": ("scenes/test", "scenes-held-out/test", "scenes-questions/test", "ccp/val", "camvid/val"),
+    "nano": (
+        "scenes/test",
+        "scenes-held-out/test",
+        "scenes-questions/test",
+        "scenes-classes/test",
+        "ccp/val",
+        "camvid/val",
+    ),
 }
 """What ``--suite`` takes."""
 

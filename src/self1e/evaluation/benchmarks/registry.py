@@ -9,6 +9,7 @@ from self1e.data.published import BENCHMARKS as PUBLISHED
 from self1e.errors import SettingError, did_you_mean
 from self1e.evaluation.benchmarks import masks
 from self1e.evaluation.benchmarks.classes import CLASS_BENCHMARKS
+from self1e.evaluation.benchmarks.drawn_classes import scene_classes
 from self1e.evaluation.benchmarks.interface import Benchmark
 from self1e.evaluation.benchmarks.vqa import VQA_BENCHMARKS
 
@@ -19,6 +20,7 @@ _MAKERS: dict[str, Callable[[], Benchmark]] = {
     "scenes/val": partial(masks.scenes, "val"),
     "scenes/test": partial(masks.scenes, "test"),
     "scenes-held-out/test": partial(masks.scenes, "test", held_out=True),
+    "scenes-classes/test": scene_classes,
     "ccp/val": partial(masks.clothing, "val"),
 }
 

@@ -94,7 +94,8 @@ def _panels(found: Found) -> str:
     figures = [("picture", "")]
     figures += [(name, f'<img src="{url}" alt="">') for name, url in panels.layers(found)]
     drawn = "".join(
-        f'<figure><button type="button" aria-label="{name}, enlarge"><span class="pic">{layer}</span></button>'
+        f'<figure><button type="button" aria-label="{name}, enlarge">'
+        f'<span class="{"pic over" if layer else "pic"}">{layer}</span></button>'
         f"<figcaption>{name}</figcaption></figure>"
         for name, layer in figures
     )
