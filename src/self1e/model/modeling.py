@@ -158,6 +158,8 @@ class Self1EForConditionalGeneration(InternVLForConditionalGeneration):
         masks_wanted = is_seg is not None and bool(is_seg.any())
         if vision is None and pixel_values is not None:
             vision = self.encode_pictures(pixel_values, _default_grids(tile_grids, len(pixel_values)))
+        learns = self.training and torch.is_grad_enabled() and (labels is not None or mask_targets is not None)
+        blank = self._encode_blank(input_ids) if learns and vision is None and input_ids is not None else None
         rows: _Rows | None = None
         if vision is not None and input_ids is not None:
             rows = self._match_rows(input_ids, vision, picture_of_row)
@@ -196,6 +198,9 @@ class Self1EForConditionalGeneration(InternVLForConditionalGeneration):
             )
         if labels is not None or mask_targets is not None:
             result.loss, result.losses = self._loss(hidden, labels, mask_targets, result)
+            if learns:
+                is_masked = mask_targets is not None and any(len(row) for row in result.mask_logits or ())
+                result.loss = result.loss + 0.0 * self._idle(hidden, blank, with_head=not is_masked)
         else:
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             result.logits = self.lm_head(hidden[:, keep])
@@ -408,6 +413,40 @@ class Self1EForConditionalGeneration(InternVLForConditionalGeneration):
         weights = self.loss_weights
         total = weights.text * losses["text"] + weights.bce * losses["bce"] + weights.dice * losses["dice"]
         return total, {name: value.detach() for name, value in losses.items()}
+
+    def _encode_blank(self, input_ids: Tensor) -> VisionFeatures:
+        """Encode a blank tile, for `_idle`; before the language model runs, as pictures are."""
+        side = self.config.tile_size
+        return self.encode_pictures(torch.zeros(1, 3, side, side, device=input_ids.device), [(1, 1)])
+
+    def _idle(self, hidden: Tensor, blank: VisionFeatures | None, *, with_head: bool) -> Tensor:
+        """Run the parts that this micro-batch has no use for, on blanks: times 0 they give every weight a gradient.
+
+        Processes that train together wait for each other's gradients, and for each other's shares of the weights where
+        those are divided: each has to run every part in each pass, in the same order, whether its own items have
+        pictures and masks or not. A process alone does it too, so that a step does not depend on how many there are.
+
+        Args:
+            hidden: Last hidden states, for their type, device and width.
+            blank: Encoded instead of pictures, if there were none.
+            with_head: Run the mask head, too.
+        """
+        features = [] if blank is None else [blank.coarse, *([] if blank.fine is None else [blank.fine])]
+        if with_head:
+            scale, width, count = self.config.compression, hidden.shape[-1], self.config.num_seg_tokens
+            output = self.mask_head(
+                fine=None if self.config.fine == "none" else hidden.new_zeros(1, scale, scale, width),
+                coarse_in=hidden.new_zeros(1, 1, 1, width),
+                coarse_out=hidden.new_zeros(1, 1, 1, width),
+                seg=hidden.new_zeros(count, width),
+                picture_of_row=torch.zeros(1, dtype=torch.long, device=hidden.device),
+                row_of_seg=torch.zeros(count, dtype=torch.long, device=hidden.device),
+                with_auxiliary=True,
+            )
+            features.append(output.mask_logits)
+            if output.low_resolution_logits is not None:
+                features.append(output.low_resolution_logits)
+        return torch.stack([feature.float().sum() for feature in features]).sum() if features else hidden.new_zeros(())
 
     def _check_seg_counts(self, seg_counts: list[int]) -> None:
         needed = self.config.num_seg_tokens

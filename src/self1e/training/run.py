@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +24,7 @@ from self1e.inference.memory import free_memory
 from self1e.model import Self1EForConditionalGeneration
 from self1e.model.losses import LossWeights
 from self1e.processing.processor import Self1EProcessor
-from self1e.training import checkpointing, preflight
+from self1e.training import checkpointing, distributed, preflight
 from self1e.training.adapters import attach_adapters, export_model
 from self1e.training.card import write_card
 from self1e.training.collate import Collator
@@ -40,7 +39,16 @@ from self1e.training.watching import Watching, restore_best
 logger = logging.getLogger(__name__)
 
 RECIPE, FACTS = "recipe.json", "run.json"
-_MAY_CHANGE = ("name", "paper", "data.workers", "data.most_unreadable", "saving.", "evaluation.", "optim.most_skipped")
+_MAY_CHANGE = (
+    "name",
+    "paper",
+    "data.workers",
+    "data.most_unreadable",
+    "saving.",
+    "evaluation.",
+    "optim.most_skipped",
+    "distributed.",
+)
 """Settings that no step depends on."""
 
 
@@ -55,6 +63,8 @@ class Plan:
     data: TrainingData
     device: torch.device
     workers: int
+    strategy: distributed.Strategy | None
+    """How they share the run; None for a process alone."""
     steps: int
     epochs: int
     estimate: preflight.Estimate
@@ -80,7 +90,11 @@ class Plan:
         if self.estimate.total <= self.free * preflight.RESERVE:
             return
         found = preflight.nearest_that_fits(
-            self.recipe, self.config, self.free, workers=self.workers, shards=_shards(self.workers)
+            self.recipe,
+            self.config,
+            self.free,
+            workers=self.workers,
+            shards=distributed.shards(self.strategy, self.workers),
         )
         if found:
             advice = f"This fits: {' '.join(f'--set {setting}' for setting in found)}."
@@ -112,8 +126,11 @@ def prepare(
         DatasetError: Data is missing; the message lists all of it.
         SettingError: Settings do not fit each other.
     """
-    workers = _workers()
+    workers = distributed.process_count()
     accumulation = recipe.optim.accumulation(workers)
+    strategy = distributed.choose_strategy(
+        recipe.distributed.strategy, processes=workers, max_tiles=recipe.data.max_tiles
+    )
     shown, path = find_model(recipe.model.base)
     with reading(shown):
         config: Any = Self1EConfig.from_pretrained(path, **recipe.model.switches())
@@ -134,9 +151,10 @@ def prepare(
         data=opened,
         device=chosen,
         workers=workers,
+        strategy=strategy,
         steps=steps,
         epochs=ceil(steps / items),
-        estimate=preflight.plan(recipe, config, workers=workers, shards=_shards(workers)),
+        estimate=preflight.plan(recipe, config, workers=workers, shards=distributed.shards(strategy, workers)),
         free=free_memory(chosen) if free is None else free,
         speed=preflight.measure_speed(chosen, bf16=recipe.optim.bf16),
     )
@@ -186,15 +204,18 @@ def run(
     }
     out.mkdir(parents=True, exist_ok=True)
     start = _resume_from(facts, out, resume)
-    restore_best(out)
-    if _process_index() == 0:
+    if distributed.process_index() == 0:
+        restore_best(out)
         atomic_write(out / RECIPE, _json(asdict(recipe)))
         atomic_write(out / FACTS, _json(facts))
     set_seed(recipe.seed)
+    args = arguments(plan, out, report_to=report_to)
     model, processor = load(plan)
+    if plan.strategy == "fsdp2":
+        distributed.shard(model, args.device, bf16=recipe.optim.bf16)
     trainer = RunTrainer(
         model=model,
-        args=arguments(plan, out, report_to=report_to),
+        args=args,
         train_dataset=training_items(plan),
         data_collator=Collator(
             processor,
@@ -268,9 +289,7 @@ def arguments(plan: Plan, out: Path, *, report_to: Sequence[str] = ()) -> Traini
         bf16=optim.bf16,
         **_recomputing(optim.gradient_checkpointing),
         use_cpu=plan.device.type == "cpu",
-        ddp_backend="gloo" if plan.workers > 1 and not is_cuda else None,
-        # A micro-batch without a mask leaves the mask head without a gradient.
-        ddp_find_unused_parameters=True if plan.workers > 1 else None,
+        **distributed.trainer_settings(plan.strategy, is_cuda=is_cuda),
         logging_steps=recipe.saving.log_every,
         logging_first_step=True,
         save_steps=recipe.saving.every,
@@ -331,8 +350,8 @@ class RunTrainer(Self1ETrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
-        for name, content in self.beside.items():
-            (Path(output_dir or self.args.output_dir) / name).write_bytes(content)
+        for name, content in self.beside.items() if self.args.should_save else ():
+            (Path(str(output_dir or self.args.output_dir)) / name).write_bytes(content)
 
 
 class Telling(TrainerCallback):
@@ -358,9 +377,11 @@ class Telling(TrainerCallback):
 def finish(trainer: RunTrainer, processor: Any, out: Path) -> Path:
     """Save the trained model as a plain one: ``out/model``; and the log: ``out/log.json``."""
     final = out / "model"
-    tensors = (
-        trainer.accelerator.get_state_dict(trainer.model_wrapped) if _shards(trainer.args.world_size) > 1 else None
-    )
+    tensors: Mapping[str, torch.Tensor] | None = None
+    if trainer.is_sharded:
+        tensors = distributed.gather_model(trainer.model, keep=trainer.args.should_save)
+    elif trainer.is_deepspeed_enabled:
+        tensors = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.is_world_process_zero():
         atomic_write(out / "log.json", _json(trainer.state.log_history))
         model: Any = trainer.accelerator.unwrap_model(trainer.model_wrapped)
@@ -377,7 +398,7 @@ def finish(trainer: RunTrainer, processor: Any, out: Path) -> Path:
 
 
 def _watch(trainer: RunTrainer, processor: Any, plan: Plan, out: Path, say: Callable[[str], None]) -> None:
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+    if trainer.is_sharded or trainer.is_deepspeed_enabled:
         logger.warning("Evaluation during training is left out where weights are sharded; evaluate the checkpoints.")
         return
     trainer.add_callback(Watching(trainer, processor, plan.data.validation, plan.recipe.evaluation, out, say=say))
@@ -477,19 +498,3 @@ def _peak_memory(device: torch.device) -> int:
     except ImportError:  # Windows
         return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _workers() -> int:
-    """Processes that ``torchrun`` has started; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def _process_index() -> int:
-    return int(os.environ.get("RANK", "0"))
-
-
-def _shards(workers: int) -> int:
-    """Over how many processes weights are divided: ``accelerate launch`` says whether it is FSDP or ZeRO-3."""
-    is_fsdp = os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
-    is_zero3 = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
-    return workers if is_fsdp or is_zero3 else 1

@@ -236,6 +236,14 @@ class SavingSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DistributedSettings:
+    """Many processes (`self1e.training.distributed`). How many, ``torchrun`` or ``accelerate launch`` decides."""
+
+    strategy: Literal["ddp", "fsdp2", "zero2", "zero3"] | None = None
+    """None: as ``accelerate launch`` was told, DDP otherwise. Published: ZeRO-2."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Everything that decides a run, besides where its data lies."""
 
@@ -249,5 +257,6 @@ class Recipe:
     loss: LossSettings = field(default_factory=LossSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     saving: SavingSettings = field(default_factory=SavingSettings)
+    distributed: DistributedSettings = field(default_factory=DistributedSettings)
     seed: int = 42
     """Published: 42."""

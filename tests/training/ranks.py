@@ -1,0 +1,168 @@
+"""One of several processes that train together, or a process alone; `test_distributed` compares what they write.
+
+    RANK=0 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=... python tests/training/ranks.py MODEL OUT JOB ...
+
+Jobs: ``pass:ddp`` and ``pass:fsdp2`` run four micro-batches of all kinds once and write loss and gradients;
+``train:STRATEGY`` runs a recipe of four steps, ``resume:STRATEGY:CHECKPOINT`` goes on from a checkpoint of one.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import distributed as dist
+
+from self1e.data.mixture import Item, Row
+from self1e.model import Self1EForConditionalGeneration
+from self1e.processing.processor import Self1EProcessor
+from self1e.training import distributed, run
+from self1e.training.adapters import attach_adapters
+from self1e.training.collate import Collator
+from self1e.training.recipes.settings import (
+    AdapterSettings,
+    DataSettings,
+    DistributedSettings,
+    EvaluationSettings,
+    ModelSettings,
+    OptimSettings,
+    Recipe,
+    SavingSettings,
+)
+from self1e.training.training_data import TrainingData
+
+KINDS = "mttm tttt mmtt tmmt".replace(" ", "")
+"""Of the items: with masks, or text alone. In each micro-batch of 2 or 4 processes some have masks and some have not;
+in the second step nobody has."""
+ADAPTERS = AdapterSettings(rank=2, dropout=0.0)
+
+
+class Items(torch.utils.data.Dataset):
+    """Item ``i`` is always the same; one in three pictures is wide, and shown as two tiles."""
+
+    def __init__(self, epoch: int = 0) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(KINDS)
+
+    def __getitem__(self, index: int) -> Item:
+        rng = np.random.default_rng(index)
+        width, height = ((112, 56), (56, 56), (60, 50))[index % 3]
+        image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        rows = [Row(question="<image>\nWhat is it?", answer="noise " * (index % 3 + 1), mask=None)]
+        for number in range(index % 2 + 1 if KINDS[index] == "m" else 0):
+            mask = np.zeros((height, width), dtype=bool)
+            mask[10 : 20 + index, 5 * number : 30] = True
+            rows.append(Row(question=f"<image>\nWhere is {number}?", answer="It is [SEG].", mask=mask))
+        return Item(image=image, rows=tuple(rows), source=f"noise/{index}")
+
+
+def recipe(model: Path, strategy: str) -> Recipe:
+    """Four steps of four micro-batches, on any number of processes."""
+    return Recipe(
+        name="ranks",
+        model=ModelSettings(base=str(model), frozen_dtype="float32", keep_switches=True),
+        adapters=ADAPTERS,
+        data=DataSettings(source="scenes", pictures=len(KINDS), workers=0, max_tiles=2, bucketed=False),
+        optim=OptimSettings(
+            global_batch=4,
+            micro_batch=1,
+            summed_micro_batches=1,
+            learning_rate=1e-3,
+            warmup_steps=1,
+            eps=1e-4,  # below it rounding decides the direction of a step
+            bf16=False,
+            gradient_checkpointing=False,
+        ),
+        evaluation=EvaluationSettings(on=None),
+        saving=SavingSettings(every=2, log_every=1),
+        distributed=DistributedSettings(strategy=None if strategy == "alone" else strategy),  # type: ignore[arg-type]
+    )
+
+
+def train(model: Path, out: Path, strategy: str, checkpoint: str | None = None) -> None:
+    """Run the recipe; gradients of each step go into ``out/gradients-STEP.safetensors``."""
+
+    class Recording(run.RunTrainer):
+        def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+            norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+            plain = self.accelerator.unwrap_model(model)
+            write(gradients(plain), out / f"gradients-{self.state.global_step + 1}.safetensors")
+            return norm
+
+    original, run.RunTrainer = run.RunTrainer, Recording  # type: ignore[misc]
+    try:
+        data = TrainingData(make_epoch=Items, counts={"noise": len(KINDS)})  # type: ignore[arg-type]
+        resume = "never" if checkpoint is None else checkpoint
+        run.run(recipe(model, strategy), data=data, out=out, resume=resume, device="cpu")
+    finally:
+        run.RunTrainer = original  # type: ignore[misc]
+
+
+def one_pass(model_folder: Path, out: Path, strategy: str) -> None:
+    """Loss and gradient of four micro-batches: masks, text about a picture, text alone, masks on two grids."""
+    processes, process = distributed.process_count(), distributed.process_index()
+    model: Any = Self1EForConditionalGeneration.from_pretrained(model_folder, dtype=torch.float32)
+    attach_adapters(model, ADAPTERS)
+    model.train()
+    if strategy == "fsdp2":
+        distributed.shard(model, torch.device("cpu"))
+    wrapped = torch.nn.parallel.DistributedDataParallel(model) if strategy == "ddp" else model
+    collator = Collator(Self1EProcessor.from_pretrained(model_folder), max_tiles=2)
+    items = Items()
+    ids = torch.arange(40, 60)[None]
+    alone = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    batches = [collator([items[0]]), collator([items[1]]), alone, collator([items[15 - 1], items[8]])]
+    share = len(batches) // processes
+    losses = []
+    for batch in batches[process * share : (process + 1) * share]:
+        loss = wrapped(**batch).loss
+        (loss / share).backward()
+        losses.append(loss.detach())
+    loss = torch.stack(losses).sum()
+    if processes > 1:
+        dist.all_reduce(loss)
+    write({**gradients(model), "loss": loss / len(batches)}, out / "pass.safetensors")
+
+
+def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Gather the gradient of every weight that learns; a missing one is an error."""
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    missing = [name for name, parameter in trained.items() if parameter.grad is None]
+    assert not missing, missing
+    return {name: distributed.full(parameter.grad).clone() for name, parameter in trained.items()}
+
+
+def write(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    if distributed.process_index() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+
+
+def main(model: Path, out: Path, jobs: list[str]) -> None:
+    torch.set_num_threads(1)
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group("gloo", timeout=timedelta(seconds=120))
+    for job in jobs:
+        what, strategy, *rest = job.split(":")
+        folder = out / f"{what}-{strategy}"
+        if what == "pass":
+            one_pass(model, folder, strategy)
+        else:
+            train(model, folder, strategy, *rest)
+        if dist.is_initialized():
+            dist.barrier()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
