@@ -111,7 +111,7 @@ def test_another_protocol_or_other_data_are_refused(tmp_path, ious, change, told
 
 def test_other_samples_are_refused(tmp_path, ious):
     a, b = write(tmp_path / "a", ious), write(tmp_path / "b", ious[:38])
-    with pytest.raises(DatasetError, match="40 samples in the first folder, 38 in the second.*'038'"):
+    with pytest.raises(DatasetError, match=r"40 samples in the first folder, 38 in the second.*'038'"):
         compare(a, b)
 
 
