@@ -73,7 +73,8 @@ def test_a_run_leaves_models_log_pictures_and_what_it_was(finished):
     evaluated = [line for line in log if "eval_giou" in line]
     assert [line["step"] for line in evaluated] == [2, 4]
     for step in (2, 4):
-        assert Image.open(finished / "samples" / f"step-000{step}.png").width == 3 * 320
+        with Image.open(finished / "samples" / f"step-000{step}.png") as picture:
+            assert picture.width == 3 * 320
     best = json.loads((finished / "best" / "best.json").read_text())
     assert best["eval_giou"] == max(line["eval_giou"] for line in evaluated)
     for folder in (finished, finished / "checkpoint-2", finished / "checkpoint-4", finished / "model"):
@@ -266,7 +267,7 @@ def test_evaluation_changes_nothing_that_training_depends_on(tiny_model):
 
 
 def test_a_row_per_target_is_measured(tiny_model):
-    scenes = Scenes("val", size_wh=(48, 32), length=2)
+    scenes = Scenes("val", size_wh=(64, 48), length=2)
     rows = list(measure(tiny_model.model, tiny_model.processor, [scenes[0], scenes[1]], names=[7, 3]))
     assert len(rows) == len(scenes[0].targets) + len(scenes[1].targets)
     assert {row["id"].split("/")[0] for row in rows} == {"0000007", "0000003"}

@@ -164,7 +164,8 @@ def _candidates(recipe: Recipe, workers: int) -> Iterator[tuple[tuple[str, ...],
     """Milder changes first: they keep what is computed, up to the order of sums; a lower rank does not."""
     share = recipe.optim.global_batch // workers
     sizes = [n for n in range(recipe.optim.micro_batch, 0, -1) if share % n == 0]
-    ranks = [recipe.adapters.rank >> halving for halving in range(5) if recipe.adapters.rank >> halving >= 4]
+    own = recipe.adapters.rank
+    ranks = [own, *(own >> halving for halving in range(1, 5) if own >> halving >= 4)]
     for rank in ranks:
         for checkpointing in dict.fromkeys((recipe.optim.gradient_checkpointing, True)):
             for micro_batch in sizes:
