@@ -38,7 +38,9 @@ def write(folder: Path, ious: Any, run: Run = RUN) -> Path:
             prediction = truth.copy()
             prediction.flat[round(100 * iou) :] = False
             row = metric.update(f"{k:03}", prediction, truth, group=str(k // 2))
-            writer.write(row | {"query": f"thing {k}", "subsets": [], "unit": k // 2, "of": len(ious) // 2})
+            writer.write(
+                row | {"query": f"thing {k}", "subsets": [], "unit": k // 2, "unit_rows": 2, "of": len(ious) // 2}
+            )
     return folder
 
 

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from self1e.data.scenes import Scenes
 from self1e.errors import DatasetError
 from self1e.evaluation import runner
+from self1e.evaluation.dump import read_rows
 from self1e.evaluation.intervals import Interval, interval, interval_of
 from self1e.evaluation.metrics import MaskIoU
 from self1e.evaluation.metrics.masks import mask_row, split_truth
@@ -33,7 +34,6 @@ from self1e.evaluation.metrics.rows import Row
 from self1e.evaluation.metrics.semantic import SemanticIoU
 from self1e.evaluation.protocols import protocol
 from self1e.evaluation.report import provenance
-from self1e.evaluation.tables import read_results
 from self1e.files import atomic_write_all
 from self1e.inference.info import mask_side
 from self1e.inference.segmenter import Self1E, load
@@ -112,7 +112,7 @@ def measure(
     found: dict[str, tuple[list[Row], dict[str, Row]]] = {}
     for job in runner.plan(model, names, data, out, limit=limit, save_masks=True):
         runner.evaluate(job, model)
-        rows = next(one.rows for one in read_results(job.folder) if one.run == job.run)
+        rows = [row for path in runner.row_files(job.folder) for row in read_rows(path, job.run)[1]]
         is_question = job.run.answer == "generated"
         found[job.run.dataset] = rows, {} if is_question else ceiling_rows(job.opened.units, job.indices, grid)
     return found
