@@ -221,10 +221,7 @@ class PhotoAugment:
             box = (left, top, left + cut_w, top + cut_h)
         mirrored = rng.random() < 0.5
         pixels = np.asarray(sample.image)[box[1] : box[3], box[0] : box[2]]
-        gain = (1 + rng.uniform(-self.colour, self.colour)) * (1 + rng.uniform(-self.colour, self.colour, 3) / 2)
-        lift = rng.uniform(-40, 40) * self.colour
-        table = np.clip(np.arange(256)[:, None] * gain + lift, 0, 255).astype(np.uint8)  # (256, 3)
-        pixels = np.stack([table[pixels[..., c], c] for c in range(3)], axis=-1)
+        pixels = shift_colours(pixels, self.colour, rng)
         if self.recolour and rng.random() < self.recolour:
             # Rows add up to 1, so that grey stays grey.
             mixing = rng.dirichlet((0.5, 0.5, 0.5), size=3).astype(np.float32)
@@ -246,3 +243,17 @@ class PhotoAugment:
         # Questions go: a cut or a mirror image may have another answer.
         extra = {**sample.extra, "absent": tuple(absent)}
         return replace(sample, image=image, targets=tuple(targets), questions=(), extra=extra)
+
+
+def shift_colours(pixels: np.ndarray, most: float, rng: np.random.Generator) -> np.ndarray:
+    """Change brightness, contrast and each channel's gain at random.
+
+    Args:
+        pixels: uint8 ``(H, W, 3)``.
+        most: Largest relative change, 0..1.
+        rng: Where chance comes from.
+    """
+    gain = (1 + rng.uniform(-most, most)) * (1 + rng.uniform(-most, most, 3) / 2)
+    lift = rng.uniform(-40, 40) * most
+    table = np.clip(np.arange(256)[:, None] * gain + lift, 0, 255).astype(np.uint8)  # (256, 3)
+    return np.stack([table[pixels[..., c], c] for c in range(3)], axis=-1)

@@ -18,6 +18,7 @@ _DATA_NOTE = (
     "The sets keep their own licences; `self1e data prepare` names each. The base model keeps its licence too, which "
     "these weights follow from."
 )
+_OWN_NOTE = "The pictures are the trainer's own. The base model keeps its licence, which these weights follow from."
 
 
 def write_card(folder: Path, run: Path) -> Path:
@@ -92,7 +93,8 @@ def _training(facts: dict[str, Any], step: int | None) -> str:
     )
     rows = [f"| {name} | {count:,} |" for name, count in facts.get("data", {}).get("counts", {}).items()]
     table = "\n".join(["| part | pictures per epoch |", "|---|---|", *rows])
-    return f"## Training\n\n{told}\n\n{table}\n\n{_DATA_NOTE}\n"
+    note = _OWN_NOTE if recipe.get("data", {}).get("source") == "own" else _DATA_NOTE
+    return f"## Training\n\n{told}\n\n{table}\n\n{note}\n"
 
 
 def _measured(log: list[dict[str, Any]], recipe: dict[str, Any]) -> str:

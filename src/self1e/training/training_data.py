@@ -131,6 +131,8 @@ def open_training_data(recipe: Recipe, folder: Path | None) -> TrainingData:
         assert settings.pictures is not None  # checked by the settings
         make_epoch = ScenesOf(settings.pictures, recipe.seed, answers)
         counts = {SCENES: settings.pictures}
+    elif settings.source == "own":
+        raise SettingError("data.source=own: your own data is trained on by `self1e finetune --data PATH`.")
     elif folder is None:
         raise SettingError(
             f"{recipe.name} trains on the published data; say where it is: --data FOLDER, which holds dataset/ and "

@@ -84,8 +84,9 @@ class AdapterSettings:
 class DataSettings:
     """What is shown, in which proportion."""
 
-    source: Literal["published", "scenes"] = "published"
-    """``published``: `self1e.data.published`. ``scenes``: drawn scenes, which need no data at all."""
+    source: Literal["published", "scenes", "own"] = "published"
+    """``published``: `self1e.data.published`. ``scenes``: drawn scenes, which need no data at all. ``own``: what
+    `self1e.data.own` opens, by ``self1e finetune``."""
     sets: tuple[str, ...] | None = None
     """Of the published sets, these alone; None for all."""
     referring: Literal["paper", "code"] = "paper"
@@ -102,6 +103,19 @@ class DataSettings:
     """Pictures of an epoch: None for all of them; scenes need a number."""
     epochs: int = 1
     """Each in another order."""
+    held_out: float = 0.1
+    """Own data: share of its pictures that is not trained on but measured, where it has no val split of its own; 0
+    measures on the training pictures, which says that a model learns, not what it has learned."""
+    queries: int = 3
+    """Own data: most queries of a picture in one step."""
+    absent: float = 0.1
+    """Own data: chance that a query is replaced by one that the annotators looked for and did not find (classes that
+    are not in the picture). Queries that are noted as not there are always asked; both teach an empty mask."""
+    colour: float = 0.1
+    """Own data: most relative change of brightness and of each channel. Nothing is cut: words like "the largest" would
+    no longer be true."""
+    mirror: bool = False
+    """Own data: mirror every other picture. Only for words that know no left and right."""
     max_tiles: int = 1
     """Most tiles per picture; published: 1."""
     max_length: int | None = 512
@@ -116,6 +130,11 @@ class DataSettings:
     """Processes that read, per process that trains."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.held_out < 1 or not 0 <= self.absent <= 1 or not 0 <= self.colour < 1 or self.queries < 1:
+            raise SettingError(
+                f"data: held_out={self.held_out} and colour={self.colour} are shares from 0 to below 1, "
+                f"absent={self.absent} is a chance from 0 to 1, queries={self.queries} at least 1."
+            )
         copies = (self.semantic, self.referring_copies, self.reasoning, self.instructions)
         if min(copies) < 1 or self.epochs < 1:
             raise SettingError("data: copies and epochs must be whole numbers from 1; leave sets out by data.sets.")
