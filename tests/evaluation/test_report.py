@@ -109,6 +109,13 @@ def test_everything_pressed_is_a_control_and_says_what_it_is(page):
     )
 
 
+def test_an_enlarged_sample_keeps_its_picture(out):
+    """The picture is a rule of the style sheet: the class that names it must come along."""
+    text = (out / "report.html").read_text("utf-8")
+    assert re.search(r"\.p0 \.pic\{aspect-ratio:\d+/\d+;background-image:url\(data:image/jpeg", text)
+    assert 'large.className = one.className.replace("case", "")' in text
+
+
 def test_words_of_a_query_cannot_become_markup(out, tmp_path):
     folder = tmp_path / "evil"
     for path in out.rglob("rows-*.jsonl"):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from self1e.evaluation.intervals import Interval, interval
 from self1e.evaluation.metrics.rows import Row, ratio
+from self1e.evaluation.protocols import protocol
 from self1e.evaluation.scores import sample_scores
 from self1e.evaluation.tables import Measured
 
@@ -27,6 +28,8 @@ class Case:
     """0 to 1; None where the truth is not public."""
     picks: tuple[str, ...] = ()
     """Why it is shown: some of `PICKS`, ``failed``."""
+    classes: tuple[str, ...] = ()
+    """What a class map's truth holds."""
 
     @property
     def size(self) -> str:
@@ -39,20 +42,38 @@ class Case:
     @property
     def length(self) -> str:
         """One of `LENGTHS`; empty if the row does not say what was asked."""
-        count = len(self.row.get("query", "").split())
-        return "" if not count else LENGTHS[0] if count < 3 else LENGTHS[1] if count < 6 else LENGTHS[2]
+        return length_of(self.row.get("query", ""))
 
     @property
     def tags(self) -> tuple[str, ...]:
         """Categories that it belongs to."""
         named = [self.row.get(key) for key in ("tag", "task", "category", "answer_type", "file")]
-        return tuple(dict.fromkeys([*self.row.get("subsets", ()), *(str(name) for name in named if name)]))
+        told = [str(name) for name in named if name]
+        return tuple(dict.fromkeys([*self.row.get("subsets", ()), *told, *self.classes]))
+
+
+def length_of(words: str) -> str:
+    """One of `LENGTHS`; empty for no words."""
+    count = len(words.split())
+    return "" if not count else LENGTHS[0] if count < 3 else LENGTHS[1] if count < 6 else LENGTHS[2]
 
 
 def cases_of(measured: Measured) -> list[Case]:
     """All samples of a run, by id."""
     scores = sample_scores(measured.run, measured.rows)
-    return [Case(row=row, score=scores.get(row["id"])) for row in measured.rows]
+    names: Sequence[str] = getattr(protocol(measured.run.protocol).metric(), "classes", ())
+    return [Case(row=row, score=scores.get(row["id"]), classes=_classes_in(row, names)) for row in measured.rows]
+
+
+def _classes_in(row: Row, names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(names[label] for label in sorted({truth for truth, _, _ in row.get("confusion", ())}))
+
+
+def class_ious(measured: Measured) -> dict[str, float | None]:
+    """IoU of each class over the whole run; nothing for other benchmarks."""
+    if "confusion" not in measured.rows[0]:
+        return {}
+    return protocol(measured.run.protocol).metric().add_rows(measured.rows).result()["iou_of"]
 
 
 def pick(cases: Sequence[Case], each: int, *, seed: int = 0) -> list[Case]:
@@ -81,7 +102,7 @@ def pick(cases: Sequence[Case], each: int, *, seed: int = 0) -> list[Case]:
     for name, some in lists.items():
         for case in some:
             picks.setdefault(case.row["id"], []).append(name)
-    return [Case(row=case.row, score=case.score, picks=tuple(picks[name])) for name, case in order.items()]
+    return [replace(case, picks=tuple(picks[name])) for name, case in order.items()]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,9 @@ function enlarge(one) {
   current = one;
   const copy = one.cloneNode(true);
   for (const button of copy.querySelectorAll("button")) button.replaceWith(...button.childNodes);
-  dialog.querySelector("#large").replaceChildren(...copy.childNodes);
+  const large = dialog.querySelector("#large");
+  large.className = one.className.replace("case", "");  // names the picture
+  large.replaceChildren(...copy.childNodes);
   if (!dialog.open) dialog.showModal();
 }
 function step(by) {

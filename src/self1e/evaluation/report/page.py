@@ -9,8 +9,8 @@ from importlib.resources import files
 from typing import Any
 
 from self1e.evaluation.report import panels
-from self1e.evaluation.report.cases import LENGTHS, PICKS, SIZES, Case, Part
-from self1e.evaluation.report.tables_html import paper_table, parts_table, run_tables
+from self1e.evaluation.report.cases import LENGTHS, PICKS, SIZES, Case, Part, length_of
+from self1e.evaluation.report.tables_html import classes_table, paper_table, parts_table, run_tables
 from self1e.evaluation.report.truths import Found
 from self1e.evaluation.runner import SHORT
 from self1e.evaluation.tables import FilledTable, Measured
@@ -25,6 +25,8 @@ class Section:
     """What a sample's score is."""
     parts: list[Part]
     bars: list[int]
+    classes: dict[str, float | None] = field(default_factory=dict)
+    """IoU of each class of a class map."""
     cards: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """What a reader must know: data that were not found, cards left out."""
@@ -70,7 +72,7 @@ def card(case: Case, found: Found | None, section: Section, photographs: Photogr
         "run": section.name,
         "pick": "|".join(case.picks),
         "size": case.size,
-        "length": case.length,
+        "length": length_of(words),
         "tag": "|".join(case.tags),
         "words": " ".join([words, str(row.get("prediction", "")), row["id"]]).lower(),
     }
@@ -184,13 +186,16 @@ def _run(number: int, section: Section) -> str:
     notes = "".join(f"<p><strong>{escape(note)}</strong></p>" for note in section.notes)
     return (
         f'<section id="run-{number}"><h3>{escape(section.name)}</h3><p class="faint">{escape(described)}{partial}</p>'
-        f"{notes}{run_tables(one)}<details><summary>By size, length and category</summary>"
-        f"<p class='faint'>Mean {escape(section.score)} per sample, percent.</p>"
-        f"{parts_table(section.parts, section.score)}</details>"
+        f"{notes}{run_tables(one)}{_folded('By size, length and category', parts_table(section.parts, section.score))}"
+        f"{_folded('By class', classes_table(section.classes))}"
         f"<p class='faint'>How many samples reach which {escape(section.score)}:</p>"
         f'<div class="bars" role="img" aria-label="{spoken}">{bars}</div>'
         '<div class="axis" aria-hidden="true"><span>0</span><span>0.5</span><span>1</span></div></section>'
     )
+
+
+def _folded(title: str, content: str) -> str:
+    return f"<details><summary>{title}</summary>{content}</details>" if content else ""
 
 
 def _failed(sections: Sequence[Section]) -> str:

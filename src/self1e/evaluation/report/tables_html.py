@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
+from self1e.evaluation.protocols import printed
 from self1e.evaluation.report.cases import Part
 from self1e.evaluation.runner import SHORT
 from self1e.evaluation.tables import Cell, FilledTable, Measured, Number
@@ -82,10 +83,17 @@ def run_tables(one: Measured) -> str:
     return "".join(made)
 
 
+def classes_table(ious: Mapping[str, float | None]) -> str:
+    """IoU of each class, the worst first; classes that are nowhere come last."""
+    order = sorted(ious, key=lambda name: (ious[name] is None, ious[name] or 0.0, name))
+    rows = [("", [escape(name), printed("iou", ious[name])]) for name in order]
+    return table(["class", "IoU"], rows, "IoU by class") if rows else ""
+
+
 def parts_table(parts: Sequence[Part], name: str) -> str:
     """Mean scores by size, length and category."""
     rows = [
         ("", [f"{part.by}: {escape(part.name)}", str(part.samples), *str(part.mean).partition(" ")[::2]])
         for part in parts
     ]
-    return table(["", "n", f"mean {escape(name)}", "95 % interval"], rows, f"mean {name} by part") if rows else ""
+    return table(["", "n", f"mean of {escape(name)}", "95 % interval"], rows, f"mean of {name}") if rows else ""

@@ -8,7 +8,7 @@ from typing import Any
 
 from self1e.errors import Self1EError, SettingError
 from self1e.evaluation.report import provenance
-from self1e.evaluation.report.cases import Case, cases_of, histogram, parts_of, pick
+from self1e.evaluation.report.cases import Case, cases_of, class_ious, histogram, parts_of, pick
 from self1e.evaluation.report.page import Photographs, Section, card, page
 from self1e.evaluation.report.truths import Truths
 from self1e.evaluation.scores import score_name
@@ -62,7 +62,14 @@ def _section(
     measured: Measured, data: Sequence[Path], photographs: Photographs, each: int, most_bytes: int, seed: int
 ) -> tuple[Section, int]:
     cases = cases_of(measured)
-    section = Section(measured=measured, score=score_name(measured.run), parts=parts_of(cases), bars=histogram(cases))
+    section = Section(
+        measured=measured,
+        score=score_name(measured.run),
+        # Class maps have a table by class instead: a category there is what else is in the picture.
+        parts=[] if "confusion" in measured.rows[0] else parts_of(cases),
+        bars=histogram(cases),
+        classes=class_ious(measured),
+    )
     truths: Truths | None = None
     try:
         truths = Truths(measured.run, data)
