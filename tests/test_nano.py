@@ -78,18 +78,18 @@ def test_drawn_scenes_reach_the_card_exactly(nano, tmp_path):
 
 
 def test_the_full_report_has_every_table_and_what_the_card_reads(tiny_model, tmp_path):
-    report = evaluate(tiny_model, None, tmp_path, limit=2)
+    report = evaluate(tiny_model, None, tmp_path, limit=5)
     assert {"grid", "scenes", "scenes_absent", "scenes_held_out", "scenes_classes", "questions", "seconds"} <= set(
         report
     )
     row = report["scenes"]["all"]
     assert {"queries", "ciou", "giou", "ceiling_ciou", "ceiling_giou"} <= set(row)
     assert row["ciou_95"][0] <= row["ciou"] <= row["ciou_95"][1]
-    assert report["questions"]["all"]["questions"] == 4
+    assert report["questions"]["all"]["questions"] == 10
     text = as_markdown(report | {"machine": "a machine", "query_seconds": 0.1}, "a command")
     for words in ("Referring", "not there", "Open-vocabulary", "Questions", "ceiling", "`ovs.d2/scenes`", "a machine"):
         assert words in text
-    assert evaluate(tiny_model, None, tmp_path, limit=2)["scenes"] == report["scenes"]  # read from the rows
+    assert evaluate(tiny_model, None, tmp_path, limit=5)["scenes"] == report["scenes"]  # read from the rows
 
 
 def test_perfect_logits_on_a_fine_grid_have_no_ceiling():

@@ -5,8 +5,8 @@
 writes ``nano.json`` (every figure) and ``nano.md`` (the tables of the model card): expressions, absent things,
 reasoning, classes and questions on drawn scenes that it never saw; the validation photographs of clothing; and, as data
 from outside its domain, street scenes (CamVid) by the protocol of open-vocabulary segmentation. Everything is measured
-by the runner of ``self1e eval``. Beside each mask figure stands the ceiling of the model's grid: the score of perfect
-logits at its resolution.
+by the runner of ``self1e eval``. Beside each mask figure stands the ceiling of the model's grid: the score of the truth,
+averaged to its resolution and enlarged again.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ from self1e.inference.segmenter import Self1E, load
 SCENE_SIZE = (160, 160)
 DRAWN = ("scenes/test", "scenes-held-out/test", "scenes-questions/test", "scenes-classes/test")
 PHOTOGRAPHS = ("ccp/val", "camvid/val")
+FEWEST = 5
+"""Pictures that an interval needs."""
 
 # ---------------------------------------------------------------------- the ceiling of the grid
 
@@ -149,7 +151,9 @@ def _mask_figures(rows: Sequence[Row], ceilings: dict[str, Row]) -> dict[str, An
 
 
 def _figure(name: str, value: Interval) -> dict[str, Any]:
-    return {name: _rounded(value.value), f"{name}_95": [_rounded(value.low), _rounded(value.high)]}
+    """A figure and its interval; of very few pictures an interval would be narrow by mistake."""
+    ends = (value.low, value.high) if value.units >= FEWEST else (None, None)
+    return {name: _rounded(value.value), f"{name}_95": [_rounded(end) for end in ends]}
 
 
 def _rounded(value: float | None) -> float | None:
@@ -272,8 +276,10 @@ def as_markdown(report: dict[str, Any], command: str) -> str:
     lines += ["![Losses of both stages](nano_curve.png)", ""]
     lines += [
         "[SEG] is given (teacher forcing, as in published tables), masks are compared at the picture's own size,",
-        "threshold 0; questions are answered in its own words. In brackets: 95 % intervals, bootstrap over pictures.",
-        f"Mask grid {report['grid']} x {report['grid']} per picture; the ceiling is what perfect logits on it give.",
+        "threshold 0; questions are answered in its own words. In brackets: 95 % intervals, bootstrap over pictures,",
+        f"where there are at least {FEWEST}.",
+        f"Mask grid {report['grid']} x {report['grid']} per picture; the ceiling is what the truth, averaged to this grid",
+        "and enlarged again, scores: logits can beat it where things are smaller than a cell.",
         f"One query on one core, encoding included: {report['query_seconds']:.3f} s (median of 5). All tables took "
         f"{report['seconds']:.0f} s.",
         "",

@@ -83,7 +83,7 @@ def pick(cases: Sequence[Case], each: int, *, seed: int = 0) -> list[Case]:
 
     Args:
         cases: All of a run.
-        each: How many of each kind.
+        each: How many of each kind; of worst and best at most a third of all.
         seed: Of the random ones.
     """
     scored = [case for case in cases if case.score is not None and not case.row["failed"]]
@@ -91,7 +91,8 @@ def pick(cases: Sequence[Case], each: int, *, seed: int = 0) -> list[Case]:
     by_score = sorted(scored, key=lambda case: (case.score, -case.row.get("gt_area", 0), case.row["id"]))
     best = sorted(scored, key=lambda case: (-(case.score or 0), -case.row.get("gt_area", 0), case.row["id"]))
     chosen = np.random.default_rng(seed).permutation(len(cases))[:each].tolist()
-    lists = {"worst": by_score[:each], "random": [cases[k] for k in chosen], "best": best[:each]}
+    most = min(each, max(1, len(scored) // 3))  # of a short run not everything is among the worst
+    lists = {"worst": by_score[:most], "random": [cases[k] for k in chosen], "best": best[:most]}
     lists["failed"] = [case for case in cases if case.row["failed"]][:each]
     picks: dict[str, list[str]] = {}
     order: dict[str, Case] = {case.row["id"]: case for case in lists["failed"]}
