@@ -5,8 +5,8 @@
 writes ``nano.json`` (every figure) and ``nano.md`` (the tables of the model card): expressions, absent things,
 reasoning, classes and questions on drawn scenes that it never saw; the validation photographs of clothing; and, as data
 from outside its domain, street scenes (CamVid) by the protocol of open-vocabulary segmentation. Everything is measured
-by the runner of ``self1e eval``. Beside each mask figure stands the ceiling of the model's grid: the score of the truth,
-averaged to its resolution and enlarged again.
+by the runner of ``self1e eval``. Beside each mask figure stands the ceiling of the model's grid: the score of the
+truth, averaged to its resolution and enlarged again.
 """
 
 from __future__ import annotations
@@ -278,8 +278,8 @@ def as_markdown(report: dict[str, Any], command: str) -> str:
         "[SEG] is given (teacher forcing, as in published tables), masks are compared at the picture's own size,",
         "threshold 0; questions are answered in its own words. In brackets: 95 % intervals, bootstrap over pictures,",
         f"where there are at least {FEWEST}.",
-        f"Mask grid {report['grid']} x {report['grid']} per picture; the ceiling is what the truth, averaged to this grid",
-        "and enlarged again, scores: logits can beat it where things are smaller than a cell.",
+        f"Mask grid {report['grid']} x {report['grid']} per picture; the ceiling is what the truth scores, averaged to",
+        "this grid and enlarged again: logits can beat it where things are smaller than a cell.",
         f"One query on one core, encoding included: {report['query_seconds']:.3f} s (median of 5). All tables took "
         f"{report['seconds']:.0f} s.",
         "",
@@ -324,7 +324,7 @@ def _reasoning(report: dict[str, Any]) -> list[str]:
     if row is None:
         return []
     lines = ["## Reasoning: questions whose answer is a thing", ""]
-    lines += ["Protocol `res.sentence`, the sentences of `scenes/test` that name neither kind nor colour.", ""]
+    lines += ["Protocol `res.sentence`, the sentences of `scenes/test` that hint at a thing ("Which one could roll?").", ""]
     lines += ["| queries | gIoU | cIoU | ceiling gIoU | ceiling cIoU |", "|---|---|---|---|---|"]
     return [
         *lines,
