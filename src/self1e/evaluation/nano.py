@@ -324,7 +324,10 @@ def _reasoning(report: dict[str, Any]) -> list[str]:
     if row is None:
         return []
     lines = ["## Reasoning: questions whose answer is a thing", ""]
-    lines += ["Protocol `res.sentence`, the sentences of `scenes/test` that hint at a thing ("Which one could roll?").", ""]
+    lines += [
+        'Protocol `res.sentence`, those sentences of `scenes/test` that hint at a thing: "Which one could roll?"',
+        "",
+    ]
     lines += ["| queries | gIoU | cIoU | ceiling gIoU | ceiling cIoU |", "|---|---|---|---|---|"]
     return [
         *lines,
