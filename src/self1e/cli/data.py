@@ -61,16 +61,16 @@ def check(
     found = _find(root, format, pictures, split)
     if against is not None and not against.is_dir():
         raise SettingError(f"--against {against} is not a folder; name the folder of the test pictures.")
-    report = check_data(found, splits=split, against=against, ignore=ignore or [], progress=_progress)
+    report = check_data(found, splits=split, against=against, ignore=ignore or [], progress=show_progress)
     drawn = None if no_sheet else report.sheet()
     if drawn is not None:
-        _save(drawn, sheet)
+        save_picture(drawn, sheet)
     if as_json:
         typer.echo(json.dumps(report.to_json() | {"sheet": None if drawn is None else str(sheet)}))
     else:
         typer.echo(f"{root}: {report.format}")
-        _table_of_splits({name: counts.summary() for name, counts in report.counts.items()})
-        _list_problems(report, every)
+        table_of_splits({name: counts.summary() for name, counts in report.counts.items()})
+        list_problems(report, every)
         if drawn is not None:
             typer.echo(f"Contact sheet: {sheet}")
     if not report.is_clean:
@@ -88,13 +88,13 @@ def stats(
     """Count pictures, queries, sizes and words; what is broken is left out, and counted by `check`."""
     from self1e.data.own.check import check_data
 
-    report = check_data(_find(root, format, pictures, split), splits=split, progress=_progress)
+    report = check_data(_find(root, format, pictures, split), splits=split, progress=show_progress)
     summaries = {name: counts.summary() for name, counts in report.counts.items()}
     if as_json:
         typer.echo(json.dumps({"root": str(root), "format": report.format, "splits": summaries}))
         return
     typer.echo(f"{root}: {report.format}")
-    _table_of_splits(summaries)
+    table_of_splits(summaries)
     for name, summary in summaries.items():
         typer.echo(f"\n{name}")
         for what, (width, height) in summary["sizes_wh"].items():
@@ -108,6 +108,18 @@ def stats(
             typer.echo(f"  {count:>8}  {text}")
     if report.problems:
         say(f"self1e: {len(report.problems)} problems left out; see: self1e data check {root}")
+
+
+@data.command()
+def example(
+    folder: Annotated[Path, typer.Argument(help="The folder to make; must not exist, or be empty.")],
+    pictures: Annotated[int, typer.Option(help="How many.")] = 20,
+) -> None:
+    """Write a small data set to try the commands on: drawn pictures with words and masks."""
+    from self1e.data.own.example import write_example
+
+    file = write_example(folder, pictures=pictures)
+    typer.echo(f"{file}: {pictures} pictures; try: self1e data check {folder}")
 
 
 @data.command()
@@ -134,7 +146,7 @@ def show(
         for target in sample.targets:
             share = f"{100 * target.mask.mean():.2f}%" if target.mask.any() else "not there"
             typer.echo(f"  {target.text!r} {share} ({target.kind}{', ' + target.tag if target.tag else ''})")
-    _save(contact_sheet(taken), out)
+    save_picture(contact_sheet(taken), out)
     typer.echo(f"Drawn: {out}")
 
 
@@ -156,19 +168,19 @@ def _folder(pictures: Path | None) -> Path | None:
     return pictures
 
 
-def _progress(things: Iterable[Any], length: int) -> Iterable[Any]:
+def show_progress(things: Iterable[Any], length: int) -> Iterable[Any]:
     """Show a bar on stderr if a person is looking."""
     from tqdm import tqdm
 
     return tqdm(things, total=length, unit="picture", disable=True if length < 20 else None, leave=False)
 
 
-def _save(image: Any, path: Path) -> None:
+def save_picture(image: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, format="PNG")
 
 
-def _table_of_splits(summaries: dict[str, dict[str, Any]]) -> None:
+def table_of_splits(summaries: dict[str, dict[str, Any]]) -> None:
     width = max(len(name) for name in summaries) + 2
     columns = ("records", "pictures", "queries", "absent")
     typer.echo("  " + "split".ljust(width) + "".join(f"{column:>10}" for column in columns))
@@ -176,7 +188,7 @@ def _table_of_splits(summaries: dict[str, dict[str, Any]]) -> None:
         typer.echo("  " + name.ljust(width) + "".join(f"{summary[column]:>10}" for column in columns))
 
 
-def _list_problems(report: Any, every: bool) -> None:
+def list_problems(report: Any, every: bool) -> None:
     from self1e.data.own.records import KINDS
 
     kinds = report.count_kinds()

@@ -20,6 +20,7 @@ from self1e.cli.demo import demo
 from self1e.cli.doctor import doctor
 from self1e.cli.eval import evaluate
 from self1e.cli.figure import figure
+from self1e.cli.finetune import finetune
 from self1e.cli.info import info
 from self1e.cli.merge import merge
 from self1e.cli.segment import segment
@@ -80,7 +81,7 @@ def version() -> None:
     typer.echo(f"self1e {__version__}")
 
 
-for command in (segment, demo, train, merge, calibrate, info, convert, doctor, version):
+for command in (segment, demo, train, finetune, merge, calibrate, info, convert, doctor, version):
     app.command()(command)
 app.command("eval")(evaluate)
 app.add_typer(data, name="data")

@@ -8,14 +8,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
+from self1e.configuration import Self1EConfig
 from self1e.data.epoch import Epoch
 from self1e.data.files import Chosen
 from self1e.data.mixture import Part, shift_colours
 from self1e.data.own.splitting import Pictures
 from self1e.data.sample import Sample
 from self1e.errors import DatasetError
+from self1e.inference.loading import find_model, reading
+from self1e.model import Self1EForConditionalGeneration
 from self1e.training.recipes.settings import Recipe
 from self1e.training.training_data import TrainingData, seg_answers
 
@@ -81,6 +85,18 @@ def own_training_data(recipe: Recipe, training: Pictures, validation: Sequence[S
     """
     measured = Chosen(Readable(validation), recipe.evaluation.pictures) if len(validation) else ()
     return TrainingData(make_epoch=OwnEpochs(training, recipe), counts={OWN: len(training)}, validation=measured)
+
+
+def count_base(name: str) -> int:
+    """Count the parameters of a model without loading them.
+
+    Raises:
+        CheckpointError: It is not there, or is no model.
+    """
+    shown, path = find_model(name)
+    with reading(shown), torch.device("meta"):
+        model = Self1EForConditionalGeneration(Self1EConfig.from_pretrained(path))
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 class Readable(Sequence[Sample]):

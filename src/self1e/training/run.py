@@ -245,6 +245,7 @@ def load(plan: Plan) -> tuple[Any, Any]:
         )
     model.set_attn_implementation(recipe.model.kernel)
     model.loss_weights = LossWeights(**asdict(recipe.loss))
+    model.config.no_target_threshold = None  # was found for the weights before
     attach_adapters(model, recipe.adapters, frozen_dtype=getattr(torch, recipe.model.frozen_dtype))
     return model, processor
 

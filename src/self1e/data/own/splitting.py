@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -36,6 +37,12 @@ class Pictures(Sequence[Sample]):
         there = {target.text for target in targets}
         absent = dict.fromkeys(name for names in lists for name in names if name not in there)  # type: ignore[attr-defined]
         return replace(first, targets=tuple(targets), extra={**first.extra, "absent": tuple(absent)})
+
+    def first(self) -> tuple[Path, str]:
+        """Return the path of the first picture, and words for something that is in it (or is not, if nothing is)."""
+        targets = self[0].targets
+        there = [target.text for target in targets if target.mask.any()] or [target.text for target in targets]
+        return self.data.records[self.groups[0][0]].picture, (there or [""])[0]
 
     def hold_out(self, share: float, *, seed: int) -> tuple[Pictures, Pictures]:
         """Divide into what is trained on and what is not.
