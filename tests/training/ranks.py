@@ -111,7 +111,11 @@ def one_pass(model_folder: Path, out: Path, strategy: str) -> None:
     """Loss and gradient of four micro-batches: masks, text about a picture, text alone, masks on two grids."""
     processes, process = distributed.process_count(), distributed.process_index()
     model: Any = Self1EForConditionalGeneration.from_pretrained(model_folder, dtype=torch.float32)
+    torch.manual_seed(0)
     attach_adapters(model, ADAPTERS)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:  # at first 0, and the gradient of A with it
+            torch.nn.init.normal_(parameter, std=0.1)
     model.train()
     if strategy == "fsdp2":
         distributed.shard(model, torch.device("cpu"))

@@ -1,0 +1,318 @@
+"""Many processes, one run: losses, gradients and checkpoints of 1, 2 and 4 processes; shipped configurations."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import self1e
+from self1e.errors import CheckpointError, SettingError
+from self1e.training import distributed
+from self1e.training.recipes import change, find_recipe
+
+SCRIPT = Path(__file__).with_name("ranks.py")
+
+
+def start(model, out, jobs, processes=1):
+    """Start processes that train together; one thread each, on a port that is free."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    out.mkdir(parents=True, exist_ok=True)
+    common = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "FSDP_"))}
+    started = []
+    for rank in range(processes):
+        group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        own = {} if processes == 1 else {name: str(value) for name, value in (group | address).items()}
+        log = (out / f"log-{rank}.txt").open("w")
+        command = [sys.executable, str(SCRIPT), str(model), str(out), *jobs]
+        process = subprocess.Popen(
+            command, env={**common, **own, "OMP_NUM_THREADS": "1"}, stdout=log, stderr=subprocess.STDOUT
+        )
+        started.append(SimpleNamespace(process=process, log=log))
+    return started
+
+
+def wait(started, timeout):
+    """Wait for all; if one fails or all hang, the others are ended too."""
+    try:
+        for each in started:
+            status = each.process.wait(timeout=timeout)
+            assert status == 0, Path(each.log.name).read_text()[-3000:]
+    finally:
+        for each in started:
+            each.process.kill()
+            each.process.wait()
+            each.log.close()
+
+
+def assert_same(one, many, *, rtol=1e-5):
+    """Compare files of tensors, each tensor by its largest number."""
+    one, many = load_file(one), load_file(many)
+    assert one.keys() == many.keys()
+    for name, expected in one.items():
+        torch.testing.assert_close(
+            many[name],
+            expected,
+            rtol=0,
+            atol=rtol * float(expected.abs().max()) + 1e-8,
+            msg=lambda m, n=name: f"{n}: {m}",
+        )
+
+
+def losses(run):
+    lines = json.loads((run / "log.json").read_text())
+    return [[line[name] for name in ("loss", "loss_text", "loss_bce", "loss_dice")] for line in lines if "loss" in line]
+
+
+@pytest.fixture(scope="module")
+def two_and_one(tmp_path_factory, tiny_model_folder):
+    """What two processes and one have written."""
+    out = tmp_path_factory.mktemp("ranks")
+    two = start(tiny_model_folder, out / "two", ["pass:ddp", "pass:fsdp2", "train:fsdp2"], processes=2)
+    one = start(tiny_model_folder, out / "one", ["pass:alone", "train:alone"])
+    wait([*two, *one], timeout=250)
+    return out
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_loss_and_gradients_of_two_processes_are_those_of_one_whatever_is_in_their_batches(two_and_one, strategy):
+    found = load_file(two_and_one / "two" / f"pass-{strategy}" / "pass.safetensors")
+    assert len(found) == 73
+    assert all(bool(tensor.any()) for tensor in found.values())
+    assert_same(
+        two_and_one / "one/pass-alone/pass.safetensors", two_and_one / "two" / f"pass-{strategy}/pass.safetensors"
+    )
+
+
+def test_steps_of_two_processes_are_those_of_one(two_and_one):
+    one, two = two_and_one / "one/train-alone", two_and_one / "two/train-fsdp2"
+    for step in (1, 2, 3, 4):
+        assert_same(one / f"gradients-{step}.safetensors", two / f"gradients-{step}.safetensors", rtol=1e-4)
+    torch.testing.assert_close(torch.tensor(losses(two)), torch.tensor(losses(one)), rtol=1e-5, atol=2e-4)
+    assert losses(one)[1][2:] == [0, 0]  # a step without any mask
+
+
+def test_a_divided_run_saves_whole_checkpoints_and_a_model_that_loads(two_and_one):
+    one, two = two_and_one / "one/train-alone", two_and_one / "two/train-fsdp2"
+    assert_same(one / "checkpoint-4/model.safetensors", two / "checkpoint-4/model.safetensors", rtol=1e-4)
+    states = [torch.load(run / "checkpoint-4/optimizer.pt", weights_only=True)["state"] for run in (one, two)]
+    assert states[0].keys() == states[1].keys()
+    for index, values in states[0].items():
+        for name, value in values.items():
+            assert type(states[1][index][name]) is torch.Tensor
+            torch.testing.assert_close(states[1][index][name], value, rtol=1e-3, atol=1e-4 * float(value.abs().max()))
+    assert json.loads((two / "checkpoint-4/config.json").read_text())["architectures"] == [
+        "Self1EForConditionalGeneration"
+    ]
+    assert self1e.load(two / "model", device="cpu") is not None
+
+
+@pytest.fixture(scope="module")
+def saved_by_two(tmp_path_factory, tiny_model_folder):
+    out = tmp_path_factory.mktemp("saved")
+    two = start(tiny_model_folder, out, ["train:ddp", "train:fsdp2"], processes=2)
+    wait(two, timeout=600)
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("saved", ["ddp", "fsdp2"])
+@pytest.mark.parametrize(("processes", "strategy"), [(1, "alone"), (4, "ddp"), (4, "fsdp2")])
+def test_what_two_have_saved_one_and_four_go_on_from(
+    saved_by_two, tmp_path, tiny_model_folder, saved, processes, strategy
+):
+    before = saved_by_two / f"train-{saved}"
+    wait(start(tiny_model_folder, tmp_path, [f"resume:{strategy}:{before / 'checkpoint-2'}"], processes), timeout=800)
+    after = tmp_path / f"resume-{strategy}"
+    for step in (3, 4):
+        assert_same(before / f"gradients-{step}.safetensors", after / f"gradients-{step}.safetensors", rtol=1e-4)
+    assert_same(before / "checkpoint-4/model.safetensors", after / "checkpoint-4/model.safetensors", rtol=1e-4)
+    torch.testing.assert_close(torch.tensor(losses(after)), torch.tensor(losses(before)), rtol=1e-5, atol=2e-4)
+    assert self1e.load(after / "model", device="cpu") is not None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_loss_and_gradients_of_four_processes_are_those_of_one(tmp_path, tiny_model_folder):
+    four = start(tiny_model_folder, tmp_path / "four", ["pass:ddp", "pass:fsdp2"], processes=4)
+    one = start(tiny_model_folder, tmp_path / "one", ["pass:alone"])
+    wait([*four, *one], timeout=1200)
+    for strategy in ("ddp", "fsdp2"):
+        assert_same(tmp_path / "one/pass-alone/pass.safetensors", tmp_path / f"four/pass-{strategy}/pass.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_torchrun_starts_the_command(tmp_path, tiny_model_folder, strategy):
+    settings = [
+        "data.source=scenes", "data.pictures=8", "data.workers=0", "evaluation.on=none", "optim.global_batch=4",
+        "optim.micro_batch=2", "optim.bf16=false", "adapters.rank=2", "saving.log_every=1",
+        f"distributed.strategy={strategy}",
+    ]  # fmt: skip
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "self1e",
+        "train", "self1e-internvl3-2b", "--model", str(tiny_model_folder), "--out", str(tmp_path / "out"), "--device", "cpu",
+    ]  # fmt: skip
+    for setting in settings:
+        command += ["--set", setting]
+    done = subprocess.run(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=800
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert self1e.load(tmp_path / "out/model", device="cpu") is not None
+
+
+# --------------------------------------------------------------------------- what is refused, and shipped
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """Set variables as a launcher does."""
+    for name in list(os.environ):
+        if name.startswith(("ACCELERATE_", "FSDP_")) or name in ("WORLD_SIZE", "RANK"):
+            monkeypatch.delenv(name)
+
+    def set_all(**variables):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return set_all
+
+
+def test_a_strategy_is_what_the_recipe_or_the_launcher_says(environment):
+    assert distributed.choose_strategy(None, processes=1) is None
+    assert distributed.choose_strategy("ddp", processes=1) is None
+    environment(WORLD_SIZE="2")
+    assert distributed.choose_strategy(None, processes=2) == "ddp"
+    assert distributed.choose_strategy("fsdp2", processes=2) == "fsdp2"
+    environment(ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")
+    assert distributed.choose_strategy(None, processes=2) == "fsdp2"
+    with pytest.raises(SettingError, match="'zero2', but accelerate was told 'fsdp2'"):
+        distributed.choose_strategy("zero2", processes=2)
+    environment(FSDP_VERSION="1")
+    with pytest.raises(SettingError, match="FSDP version 1, expected 2"):
+        distributed.choose_strategy(None, processes=2)
+
+
+def test_what_cannot_be_had_is_said_at_once(environment, monkeypatch):
+    with pytest.raises(SettingError, match="needs several processes; start them: torchrun"):
+        distributed.choose_strategy("fsdp2", processes=1)
+    environment(WORLD_SIZE="2")
+    monkeypatch.setattr(distributed, "find_spec", lambda name: None)
+    with pytest.raises(SettingError, match="pip install deepspeed"):
+        distributed.choose_strategy("zero2", processes=2)
+    monkeypatch.setattr(distributed, "find_spec", lambda name: SimpleNamespace())
+    assert distributed.choose_strategy("zero3", processes=2) == "zero3"
+    with pytest.raises(SettingError, match=r"data\.max_tiles=12.*use fsdp2"):
+        distributed.choose_strategy("zero3", processes=2, max_tiles=12)
+
+
+def test_weights_are_divided_by_two_strategies_of_four():
+    assert [distributed.shards(name, 4) for name in (None, "ddp", "zero2", "zero3", "fsdp2")] == [1, 1, 1, 4, 4]
+
+
+def test_the_strategy_is_a_setting_of_each_recipe():
+    recipe = change(find_recipe("self1e-internvl3-2b"), ["distributed.strategy=zero3"])
+    assert recipe.distributed.strategy == "zero3"
+    assert replace(recipe.distributed, strategy=None).strategy is None
+
+
+ZERO_KEYS = {
+    "stage": int,
+    "overlap_comm": bool,
+    "contiguous_gradients": bool,
+    "reduce_scatter": bool,
+    "reduce_bucket_size": int,
+    "allgather_bucket_size": int,
+    "stage3_prefetch_bucket_size": int,
+    "stage3_param_persistence_threshold": int,
+    "stage3_max_live_parameters": int,
+    "stage3_max_reuse_distance": int,
+    "stage3_gather_16bit_weights_on_model_save": bool,
+}
+"""Of DeepSpeed's documentation, with their types."""
+
+
+@pytest.mark.parametrize(("name", "stage"), [("zero2", 2), ("zero3", 3)])
+def test_configurations_of_deepspeed_leave_to_the_recipe_what_is_the_recipes(name, stage):
+    from accelerate.utils.deepspeed import HfDeepSpeedConfig
+
+    path = distributed.find_config(f"{name}.json")
+    settings = distributed.deepspeed_settings(name)
+    zero = settings.pop("zero_optimization")
+    assert {key: type(value) for key, value in zero.items()} == {key: ZERO_KEYS[key] for key in zero}
+    read = HfDeepSpeedConfig(str(path))
+    assert (read.get_value("zero_optimization.stage"), read.is_zero2(), read.is_zero3()) == (
+        stage,
+        stage == 2,
+        stage == 3,
+    )
+    # Batch, clipping and precision come from the recipe; so do optimiser and schedule, which are left out.
+    assert settings == {
+        "bf16": {"enabled": "auto"},
+        "gradient_clipping": "auto",
+        "gradient_accumulation_steps": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "train_batch_size": "auto",
+    }
+    if stage == 3:  # or no process could write the model
+        assert zero["stage3_gather_16bit_weights_on_model_save"] is True
+
+
+def test_the_configuration_of_accelerate_makes_it_say_fsdp2(environment):
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    path = str(distributed.find_config("fsdp2.yaml"))
+    config = load_config_from_file(path)
+    assert config.distributed_type.value == "FSDP"
+    args = launch_command_parser().parse_args(["--config_file", path, "-m", "self1e", "train", "nano"])
+    for name, value in config.fsdp_config.items():
+        setattr(args, name, str(value).lower() if isinstance(value, bool) else str(value))
+    args.use_fsdp, args.mixed_precision, args.num_processes = True, config.mixed_precision, config.num_processes
+    args.num_machines, args.dynamo_backend = config.num_machines, "no"
+    told = prepare_multi_gpu_env(args)
+    environment(WORLD_SIZE="8", **{name: told[name] for name in ("ACCELERATE_USE_FSDP", "FSDP_VERSION")})
+    assert distributed.choose_strategy(None, processes=8) == "fsdp2"
+
+
+# --------------------------------------------------------------------------- whole tensors
+
+
+def test_weights_of_a_checkpoint_may_lie_in_several_files(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.ones(2)}, tmp_path / "model-1.safetensors")
+    save_file({"b": torch.zeros(3)}, tmp_path / "model-2.safetensors")
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    tensors = distributed.read_tensors(tmp_path)
+    assert (tensors["a"].tolist(), tensors["b"].tolist()) == ([1, 1], [0, 0, 0])
+
+
+def test_a_tensor_that_a_checkpoint_lacks_is_named(tmp_path):
+    model = torch.nn.Linear(2, 3)
+    with pytest.raises(CheckpointError, match="lacks 1 tensors: bias"):
+        distributed.load_model(model, {"weight": torch.zeros(3, 2)}, tmp_path)
+    assert model.weight.count_nonzero() == 0
+
+
+def test_tied_weights_are_gathered_once():
+    first, second = torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(2, 2, bias=False)
+    second.weight = first.weight
+    tensors = distributed.gather_model(torch.nn.Sequential(first, second), keep=True)
+    assert tensors["0.weight"] is tensors["1.weight"]
+    assert distributed.gather_model(first, keep=False) == {}
