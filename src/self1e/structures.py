@@ -198,6 +198,41 @@ class Segmentation:
         cut.putalpha(mask_image(self.mask(k)))
         return cut
 
+    def parts(self, *, fill_holes: bool = False, min_area: int = 0, connectivity: int = 8) -> Segmentation:
+        """Split every mask into its connected pieces, the largest first.
+
+        Args:
+            fill_holes: Close what a piece encloses; done first.
+            min_area: Leave out pieces of fewer pixels.
+            connectivity: 8 if pixels that touch at a corner belong together, else 4.
+
+        Returns:
+            A result with one mask per piece, whose query is the one it was found for; a query without a piece keeps
+            its empty mask. With ``mask_logits`` (``return_logits=True``) a piece's score is the mean sigmoid over its
+            pixels, otherwise it is the whole mask's.
+        """
+        from self1e.inference.parts import PartOptions
+
+        chosen = PartOptions(split=True, fill_holes=fill_holes, min_area=min_area, connectivity=connectivity)
+        return chosen.apply(self)
+
+    def tidied(self, *, fill_holes: bool = False, min_area: int = 0, connectivity: int = 8) -> Segmentation:
+        """Close holes and drop small pieces, and leave each query its one mask; arguments as for ``parts``."""
+        from self1e.inference.parts import PartOptions
+
+        chosen = PartOptions(split=False, fill_holes=fill_holes, min_area=min_area, connectivity=connectivity)
+        return chosen.apply(self)
+
+    def to_supervision(self) -> Any:
+        """Return what was found as supervision's ``Detections``; needs the extra ``supervision``.
+
+        Masks bool, boxes half-open in pixels, scores as ``confidence``, the number of the query (of equal ones the
+        first) as ``class_id``, its words in ``data["class_name"]``. What is not there is left out.
+        """
+        from self1e.inference.exports.supervision import to_detections
+
+        return to_detections(self)
+
     def to_coco_rle(self) -> list[dict[str, Any]]:
         """Return the masks as COCO's JSON has them: ``{"size": [H, W], "counts": str}`` per query."""
         return [{"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")} for rle in self.rles]
@@ -325,15 +360,15 @@ def decode_rle(rle: dict[str, Any]) -> np.ndarray:
     Not with pycocotools: its ``decode`` makes NumPy 2 warn on every call.
     """
     height, width = rle["size"]
-    runs = _run_lengths(rle["counts"])
+    runs = run_lengths(rle["counts"])
     if (runs < 0).any() or runs.sum() != height * width:
         raise SettingError(f"An RLE of size [{height}, {width}] codes {runs.sum()} pixels, expected {height * width}.")
     column_major = np.repeat(np.arange(len(runs)) % 2 == 1, runs)  # background first
     return np.ascontiguousarray(column_major.reshape(width, height).T)
 
 
-def _run_lengths(counts: bytes) -> np.ndarray:
-    """Read COCO's compressed counts, int64.
+def run_lengths(counts: bytes) -> np.ndarray:
+    """Read COCO's compressed counts, int64: background first, down the columns.
 
     A number is base-32 digits, least first, in characters from "0" on; 32 says that a digit follows, and the
     last digit's 16 is the sign. From the fourth number on it is the difference to the run before the previous.

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from self1e.errors import SettingError
 from self1e.structures import encode_mask
 
-_STRIP = 2**20
+STRIP = 2**20
 """Pixels per strip: 4 MB, which stays in a CPU's cache."""
 
 
@@ -44,15 +44,15 @@ def enlarge(logits: Tensor, size_wh: tuple[int, int], threshold: float = 0.0) ->
     mask = np.zeros((width, height), dtype=bool)  # columns first
     widest = torch.float32 if logits.device.type == "mps" else torch.float64  # MPS has no float64
     total, area = 0.0, 0
-    columns = _stretched(logits.T, (width, logits.shape[0]))  # (W, h)
+    columns = stretched(logits.T, (width, logits.shape[0]))  # (W, h)
     # Enlarging never exceeds what it starts from: where no logit is above the threshold, no pixel will be.
     has_foreground = (columns.amax(dim=1) > threshold).tolist()
-    step = max(_STRIP // height, 1)
+    step = max(STRIP // height, 1)
     for left in range(0, width, step):
         if not any(has_foreground[left : left + step]):
             continue
         strip = columns[left : left + step]
-        strip = _stretched(strip, (len(strip), height))
+        strip = stretched(strip, (len(strip), height))
         foreground = strip > threshold
         total += float(strip.sigmoid().mul_(foreground).sum(dtype=widest))
         area += int(foreground.sum())
@@ -60,5 +60,6 @@ def enlarge(logits: Tensor, size_wh: tuple[int, int], threshold: float = 0.0) ->
     return encode_mask(mask.T), total / area if area else 0.0
 
 
-def _stretched(values: Tensor, shape: tuple[int, int]) -> Tensor:
+def stretched(values: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Enlarge ``(a, b)`` to a shape, bilinear with ``align_corners=False``."""
     return F.interpolate(values[None, None], size=shape, mode="bilinear", align_corners=False)[0, 0]
