@@ -183,6 +183,7 @@ def build_mixture(
     photographs: float,
     queries: int,
     augment: PhotoAugment | None = None,
+    absent: float = 0.6,
     few_absent: int = 0,
 ) -> Mixture | Turn:
     """Mix drawn scenes with photographs.
@@ -194,14 +195,15 @@ def build_mixture(
         photographs: Share of pictures that are photographs.
         queries: Mask queries per picture.
         augment: For photographs; by default `PhotoAugment` with its own settings.
-        few_absent: So many pictures at first have fewer phrases that fit nothing. Of the phrases made of a colour and
+        absent: Share of scenes that may have phrases that fit nothing; in the test split all may.
+        few_absent: So many pictures at first have half as many phrases that fit nothing. Of the phrases made of a colour and
             a kind alone two in three fit nothing: answering all of them with an empty mask is where learning stopped
             (docs/log.md).
     """
     common: dict[str, Any] = {"data": data, "length": length, "seed": seed, "photographs": photographs}
     common |= {"queries": queries, "augment": augment or PhotoAugment()}
-    then = _mixture(**common, absent=0.6)
-    return Turn(_mixture(**common, absent=0.3), then, at=few_absent) if few_absent else then
+    then = _mixture(**common, absent=absent)
+    return Turn(_mixture(**common, absent=absent / 2), then, at=few_absent) if few_absent else then
 
 
 def _mixture(
@@ -214,7 +216,7 @@ def _mixture(
     augment: PhotoAugment,
     absent: float,
 ) -> Mixture:
-    """See `build_mixture`; ``absent`` is the share of scenes that may have phrases that fit nothing."""
+    """See `build_mixture`."""
     parts = {}
     if photographs < 1:
         parts["scenes"] = Part(samples=training_scenes(), weight=absent * (1 - photographs))

@@ -71,6 +71,7 @@ def run(recipe: TrainRecipe, *, data: Path | None, out: Path, resume: bool = Fal
         photographs=photographs,
         queries=recipe.queries,
         augment=PhotoAugment(smallest=recipe.smallest_cut, recolour=recipe.recolour),
+        absent=recipe.absent,
         few_absent=recipe.few_absent,
     )
     arguments = _arguments(
