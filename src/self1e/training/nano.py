@@ -196,9 +196,9 @@ def build_mixture(
         queries: Mask queries per picture.
         augment: For photographs; by default `PhotoAugment` with its own settings.
         absent: Share of scenes that may have phrases that fit nothing; in the test split all may.
-        few_absent: So many pictures at first have half as many phrases that fit nothing. Of the phrases made of a colour and
-            a kind alone two in three fit nothing: answering all of them with an empty mask is where learning stopped
-            (docs/log.md).
+        few_absent: So many pictures at first have half as many phrases that fit nothing. Of the phrases made of a
+            colour and a kind alone two in three fit nothing: answering all of them with an empty mask is where
+            learning stopped (docs/log.md).
     """
     common: dict[str, Any] = {"data": data, "length": length, "seed": seed, "photographs": photographs}
     common |= {"queries": queries, "augment": augment or PhotoAugment()}
