@@ -48,8 +48,8 @@ ADAPTERS = AdapterSettings(rank=2, dropout=0.0)
 class Items(torch.utils.data.Dataset):
     """Item ``i`` is always the same; one in three pictures is wide, and shown as two tiles."""
 
-    def __init__(self, epoch: int = 0) -> None:
-        self.epoch = epoch
+    def __init__(self, epoch: int = 0, *, num_seg_tokens: int = 1) -> None:
+        self.epoch, self.answer = epoch, f"It is {'[SEG]' * num_seg_tokens}."
 
     def __len__(self) -> int:
         return len(KINDS)
@@ -62,7 +62,7 @@ class Items(torch.utils.data.Dataset):
         for number in range(index % 2 + 1 if KINDS[index] == "m" else 0):
             mask = np.zeros((height, width), dtype=bool)
             mask[10 : 20 + index, 5 * number : 30] = True
-            rows.append(Row(question=f"<image>\nWhere is {number}?", answer="It is [SEG].", mask=mask))
+            rows.append(Row(question=f"<image>\nWhere is {number}?", answer=self.answer, mask=mask))
         return Item(image=image, rows=tuple(rows), source=f"noise/{index}")
 
 
@@ -108,6 +108,19 @@ def train(model: Path, out: Path, strategy: str, checkpoint: str | None = None) 
         run.RunTrainer = original  # type: ignore[misc]
 
 
+def micro_batches(model_folder: Path, num_seg_tokens: int = 1) -> dict[str, dict[str, Any]]:
+    """Micro-batches of all kinds."""
+    collator = Collator(Self1EProcessor.from_pretrained(model_folder), max_tiles=2)
+    items = Items(num_seg_tokens=num_seg_tokens)
+    ids = torch.arange(40, 60)[None]
+    return {
+        "masks": collator([items[0]]),
+        "text about a picture": collator([items[1]]),
+        "text alone": {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids},
+        "masks on two grids": collator([items[14], items[9]]),
+    }
+
+
 def one_pass(model_folder: Path, out: Path, strategy: str) -> None:
     """Loss and gradient of four micro-batches: masks, text about a picture, text alone, masks on two grids."""
     processes, process = distributed.process_count(), distributed.process_index()
@@ -121,11 +134,7 @@ def one_pass(model_folder: Path, out: Path, strategy: str) -> None:
     if strategy == "fsdp2":
         distributed.shard(model, torch.device("cpu"))
     wrapped = torch.nn.parallel.DistributedDataParallel(model) if strategy == "ddp" else model
-    collator = Collator(Self1EProcessor.from_pretrained(model_folder), max_tiles=2)
-    items = Items()
-    ids = torch.arange(40, 60)[None]
-    alone = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
-    batches = [collator([items[0]]), collator([items[1]]), alone, collator([items[15 - 1], items[8]])]
+    batches = list(micro_batches(model_folder).values())
     share = len(batches) // processes
     losses = []
     for batch in batches[process * share : (process + 1) * share]:

@@ -14,11 +14,18 @@ import torch
 from safetensors.torch import load_file
 
 import self1e
+from self1e.configuration import Self1EConfig
 from self1e.errors import CheckpointError, SettingError
+from self1e.model import Self1EForConditionalGeneration
 from self1e.training import distributed
-from self1e.training.recipes import change, find_recipe
+from self1e.training.recipes import RECIPES, Recipe, change, find_recipe
 
 SCRIPT = Path(__file__).with_name("ranks.py")
+
+
+@pytest.fixture(scope="module")
+def ranks(load_script):
+    return load_script("ranks", "tests/training")
 
 
 def start(model, out, jobs, processes=1):
@@ -163,7 +170,8 @@ def test_torchrun_starts_the_command(tmp_path, tiny_model_folder, strategy):
     ]  # fmt: skip
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "self1e",
-        "train", "self1e-internvl3-2b", "--model", str(tiny_model_folder), "--out", str(tmp_path / "out"), "--device", "cpu",
+        "train", "self1e-internvl3-2b", "--model", str(tiny_model_folder), "--out", str(tmp_path / "out"),
+        "--device", "cpu",
     ]  # fmt: skip
     for setting in settings:
         command += ["--set", setting]
@@ -172,6 +180,37 @@ def test_torchrun_starts_the_command(tmp_path, tiny_model_folder, strategy):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert self1e.load(tmp_path / "out/model", device="cpu") is not None
+
+
+# --------------------------------------------------------------------------- one pass alone
+
+SWITCHES = {
+    json.dumps(recipe.model.switches(), sort_keys=True): name
+    for name, recipe in ((name, make()) for name, make in RECIPES.items())
+    if isinstance(recipe, Recipe) and not recipe.model.keep_switches
+}
+"""Of all recipes, with the name of one that has them."""
+
+
+@pytest.mark.parametrize("switches", SWITCHES, ids=SWITCHES.get)
+def test_every_weight_gets_a_gradient_whatever_a_micro_batch_holds(ranks, tiny_model_folder, switches):
+    config = Self1EConfig.from_pretrained(tiny_model_folder, **json.loads(switches))
+    model = Self1EForConditionalGeneration(config)
+    for name, batch in ranks.micro_batches(tiny_model_folder, config.num_seg_tokens).items():
+        model.zero_grad()
+        model.train()(**batch).loss.backward()
+        missing = [parameter for parameter, value in model.named_parameters() if value.grad is None]
+        assert missing == [], name
+        learns = any(bool(value.grad.any()) for value in model.mask_head.parameters())
+        assert learns == name.startswith("masks")
+
+
+def test_parts_without_use_count_nothing(ranks, tiny_model_folder):
+    model = Self1EForConditionalGeneration.from_pretrained(tiny_model_folder)
+    for batch in ranks.micro_batches(tiny_model_folder).values():
+        losses = [model.train(mode)(**batch).loss for mode in (True, False)]
+        assert losses[0].item() == losses[1].item()
+        assert model.train()(**batch).losses.keys() == {"text", "bce", "dice"}
 
 
 # --------------------------------------------------------------------------- what is refused, and shipped
