@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from threading import Lock
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -36,6 +36,10 @@ from self1e.processing.processor import Self1EProcessor
 from self1e.processing.prompts import SEG_TOKEN, Kind, segmentation_question
 from self1e.settings import check_batch
 from self1e.structures import Segmentation, TileGrid, encode_mask
+
+if TYPE_CHECKING:
+    from self1e.inference.semantic import SemanticMap
+    from self1e.inference.session import Session
 
 KindChoice = Kind | Literal["auto"]
 Exact = Literal["auto", "folded", "plain"]
@@ -475,16 +479,57 @@ class Self1E:
         rows = [_Row(0, query, known) for query, known in asked]
         return torch.stack(self._mask_logits([encoded], rows, template, batch_size, engine))
 
+    def semantic(
+        self,
+        picture: Any,
+        classes: Sequence[str],
+        *,
+        background: float | None = 0.0,
+        kind: KindChoice = "phrase",
+        template: str | None = None,
+        max_tiles: int | None = None,
+        batch_size: int | None = None,
+        exact: Exact = "auto",
+    ) -> SemanticMap:
+        """Give every pixel the class whose logit is highest, or none.
+
+        Args:
+            picture: What ``encode`` takes, or what it returned.
+            classes: Names, one query each; equal logits go to the earlier one.
+            background: A pixel belongs to a class if its highest logit is strictly above this logit, as for
+                ``threshold`` of ``segment``. None gives every pixel a class, as benchmarks of class maps do.
+            kind: See ``segment``, like what follows; by default names are asked as phrases.
+            template: A question of your own with ``{text}``.
+            max_tiles: Most tiles, 1 to 12.
+            batch_size: Most classes at once; left out, as many as free memory allows, 32 at most.
+            exact: How masks are computed.
+        """
+        from self1e.inference.semantic import check_classes, find_classes
+
+        classes = check_classes(classes)  # before the picture is opened
+        check_batch(threshold=background or 0.0, batch_size=batch_size)
+        return find_classes(
+            self,
+            self._encoded(picture, max_tiles, exact, self._engine(exact)),
+            classes,
+            background=background,
+            kind=kind,
+            template=template,
+            batch_size=batch_size,
+            exact=exact,
+        )
+
     @torch.inference_mode()
     def read_rows(
-        self, encoded: EncodedPicture, rows: Sequence[Sequence[int]], *, exact: Exact = "auto"
+        self, encoded: EncodedPicture, rows: Sequence[Sequence[int]], *, exact: Exact = "auto", only_last: bool = False
     ) -> list[Tensor]:
         """Read the masks of complete texts about one picture in one pass under the dual mask.
 
         Args:
             encoded: From ``encode``.
             rows: Token ids of each, with at least one [SEG].
-            exact: See ``segment``; rows with several [SEG] are left to the plain modules.
+            exact: See ``segment``; rows with several [SEG] are left to the plain modules, unless only the last is read.
+            only_last: Read the last query of each row; pixels do not see the [SEG] of earlier ones.
 
         Returns:
             Logits per row, float32 ``(K, h, w)``, one map for each of its [SEG].
@@ -493,11 +538,13 @@ class Self1E:
         self._check_encoded(encoded, None, engine)
         seg = self.model.config.seg_token_id
         cut = [list(row[: len(row) - list(reversed(row)).index(seg)]) for row in rows]  # what follows has no influence
-        if engine is not None and all(row.count(seg) == 1 for row in cut):
+        if engine is not None and (only_last or all(row.count(seg) == 1 for row in cut)):
             ready = _Folded(engine, [encoded], self._prefix())
             return [logits.float()[None] for logits in ready.mask_logits(self.processor.pad(cut), [0] * len(cut))]
         ready = _Plain(self.model, [encoded])
-        return [logits.float() for logits in ready.all_mask_logits(self.processor.pad(cut), [0] * len(cut))]
+        inputs = self.processor.pad(cut)
+        found = ready.all_mask_logits(inputs, [0] * len(cut), only_query=-1 if only_last else None)
+        return [logits.float() for logits in found]
 
     def _encoded(self, picture: Any, max_tiles: int | None, exact: Exact, engine: FoldedModel | None) -> EncodedPicture:
         """Encode, unless it is."""
@@ -547,6 +594,12 @@ class Self1E:
         text: Any = self.processor.tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True)
         return text.strip()
 
+    def session(self, picture: Any, **settings: Any) -> Session:
+        """Begin a conversation about a picture, with masks: see `self1e.inference.session.Session`."""
+        from self1e.inference.session import Session
+
+        return Session(self, picture, **settings)
+
     # ------------------------------------------------------------------ facts
 
     def info(self) -> dict[str, Any]:
@@ -595,13 +648,16 @@ class _Plain:
         assert all(len(logits) == 1 for logits in found), "one mask per row"
         return [logits[0] for logits in found]
 
-    def all_mask_logits(self, inputs: dict[str, Tensor], picture_of_row: Sequence[int]) -> list[Tensor]:
-        """Per row one map for each of its queries, ``(K, h, w)``."""
+    def all_mask_logits(
+        self, inputs: dict[str, Tensor], picture_of_row: Sequence[int], only_query: int | None = None
+    ) -> list[Tensor]:
+        """Per row one map for each of its queries, ``(K, h, w)``, or for one of them."""
         used = sorted(set(picture_of_row))
         output = self._model(
             **{name: tensor.to(self._model.device) for name, tensor in inputs.items()},
             vision=_join([self._visions[picture] for picture in used]),
             picture_of_row=[used.index(picture) for picture in picture_of_row],
+            only_query=only_query,
             logits_to_keep=1,  # next-token scores of every position would be the largest tensor of all
         )
         return list(output.mask_logits)

@@ -89,6 +89,30 @@ def dual_perception(is_image: Tensor, is_seg: Tensor, rule: str = "image_seg") -
     return allowed
 
 
+def seg_of_query(is_seg: Tensor, query: int, num_seg_tokens: int = 1) -> Tensor:
+    """Keep the [SEG] of one query of each row; those of others become words like any other.
+
+    What is kept takes the place of ``is_seg`` in the functions above. So a conversation may hold a [SEG] for every mask
+    that it made, and pixels see the current one only::
+
+              I I w S w S
+            I 1 1 . . . 1      pixels do not see the [SEG] of an earlier turn,
+            I 1 1 . . . 1
+            w 1 1 1 . . .
+            S 1 1 1 1 . .
+            w 1 1 1 1 1 .      words do: it is part of what was said
+            S 1 1 1 1 1 1
+
+    Args:
+        is_seg: True at [SEG] tokens, bool ``(B, N)``.
+        query: Number of the query in its row, from the end if negative.
+        num_seg_tokens: [SEG] tokens per query.
+    """
+    number = (is_seg.cumsum(1) - 1) // num_seg_tokens
+    wanted = query if query >= 0 else is_seg.sum(1, keepdim=True) // num_seg_tokens + query
+    return is_seg & (number == wanted)
+
+
 def language_attention_mask(
     config: PreTrainedConfig,
     *,

@@ -17,7 +17,7 @@ from transformers.utils.generic import ModelOutput
 
 from self1e.configuration import Self1EConfig
 from self1e.errors import PromptError, SettingError
-from self1e.model.attention import language_attention_mask
+from self1e.model.attention import language_attention_mask, seg_of_query
 from self1e.model.checkpoints import reference_state_dict
 from self1e.model.losses import LossWeights, mask_losses, text_loss
 from self1e.model.mask_head import MaskHead, MaskHeadOutput, replicate, scan, stitch_tiles
@@ -135,6 +135,7 @@ class Self1EForConditionalGeneration(InternVLForConditionalGeneration):
         mask_targets: Sequence[Tensor] | None = None,
         vision: VisionFeatures | None = None,
         dual_perception: bool = True,
+        only_query: int | None = None,
         **kwargs: Any,
     ) -> Self1EOutput:
         """Run rows of text over pictures; rows with [SEG] get masks.
@@ -149,12 +150,16 @@ class Self1EForConditionalGeneration(InternVLForConditionalGeneration):
             mask_targets: Per row ``(K_b, H, W)`` in 0..1, one target per query; rows without [SEG] hold ``(0, 1, 1)``.
             vision: Pictures encoded before (`encode_pictures`), instead of ``pixel_values``.
             dual_perception: False keeps every row causal and makes no masks (text generation).
+            only_query: Make the mask of this query of each row only, -1 for the last (conversations): image tokens
+                then see its [SEG] and no other (`seg_of_query`).
 
         Raises:
             PromptError: Image tokens do not match the tiles, targets do not match the [SEG], or padding is on the left.
         """
         masks_wanted = dual_perception and past_key_values is None and input_ids is not None
         is_seg = self._is_seg(input_ids) if masks_wanted and input_ids is not None else None
+        if is_seg is not None and only_query is not None:
+            is_seg = seg_of_query(is_seg, only_query, self.config.num_seg_tokens)
         masks_wanted = is_seg is not None and bool(is_seg.any())
         if vision is None and pixel_values is not None:
             vision = self.encode_pictures(pixel_values, _default_grids(tile_grids, len(pixel_values)))

@@ -1,0 +1,183 @@
+"""A conversation as a file: JSON, masks as run-length codes, the picture by its path and its pixels' hash.
+
+::
+
+    {"format": "self1e-session", "version": 1,
+     "model": {"name": "nano", "weights": "5b0c..."},
+     "picture": {"path": "/home/me/street.jpg", "sha256": "91f3...", "tiles": [1, 1]},
+     "settings": {"mode": "auto", "max_new_tokens": 256, ...},
+     "first_turn": 0,
+     "turns": [{"question": "the car", "mode": "segment", "answer_ids": [1400, 15], "text": "[SEG].", ...,
+                "masks": [{"query": "the car", "score": 0.91, "text": "[SEG]", "rle": {"size": [480, 640], ...}}]}]}
+
+Tokens of answers are kept as they were written: encoding their words again could give others. Neither pixels nor
+weights are in the file; both are compared when it is read. Keys and values are computed anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from self1e.errors import CheckpointError, PictureError, SettingError
+from self1e.files import atomic_write
+from self1e.inference.folder import fingerprint
+from self1e.inference.segmenter import EncodedPicture, Self1E
+from self1e.structures import Segmentation
+
+if TYPE_CHECKING:
+    from self1e.inference.session import Session, Turn
+
+    SomeSession = TypeVar("SomeSession", bound=Session)
+
+FORMAT, VERSION = "self1e-session", 1
+_SETTINGS = ("mode", "max_new_tokens", "max_tokens", "threshold", "exact", "reject")
+
+
+def save_session(session: Session, path: Path) -> Path:
+    """Write a session; an earlier file of that name is replaced whole or not at all."""
+    encoded = session.encoded
+    source = Path(encoded.source)
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": {"name": session.model.name, "weights": fingerprint(session.model)},
+        "picture": {
+            "path": str(source.resolve()) if source.is_file() else None,
+            "sha256": picture_hash(encoded),
+            "tiles": list(encoded.grid.shape_hw),
+        },
+        "settings": {name: getattr(session, name) for name in _SETTINGS},
+        "first_turn": session.first_turn,
+        "turns": [_turn_entry(turn) for turn in session.turns],
+    }
+    text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+    return atomic_write(path, text.encode("utf-8", "backslashreplace"))
+
+
+def load_session(cls: type[SomeSession], path: Path, model: Self1E, picture: Any = None) -> SomeSession:
+    """Read what `save_session` wrote; see ``Session.load``."""
+    content = _read(path)
+    try:
+        weights, name = content["model"]["weights"], content["model"]["name"]
+        if weights != fingerprint(model):
+            raise CheckpointError(
+                f"{path}: was a conversation with {name} (weights {weights}), but this is {model.name} "
+                f"(weights {fingerprint(model)}); load the model that it was, or begin a new session."
+            )
+        encoded = _encode(path, content["picture"], model, content["settings"]["exact"], picture)
+        session = cls(model, encoded, **{key: content["settings"][key] for key in _SETTINGS})
+        turns = [_turn(entry, encoded, model) for entry in content["turns"]]
+        first = content["first_turn"]
+        if not isinstance(first, int) or not 0 <= first <= len(turns):
+            raise SettingError(f"first_turn is {first!r}, expected 0 to {len(turns)}.")
+    except (CheckpointError, PictureError):
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        told = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise SettingError(f"{path}: is damaged: {told} Save the session again.") from error
+    session.restore(turns, first)
+    return session
+
+
+def picture_hash(encoded: EncodedPicture) -> str:
+    """SHA-256 of the upright picture's size and RGB pixels: the same for a file, an array and a PIL picture."""
+    width, height = encoded.size_wh
+    return hashlib.sha256(f"{width}x{height} ".encode() + encoded.image.tobytes()).hexdigest()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise SettingError(f"{path}: cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:  # neither JSON nor UTF-8
+        raise SettingError(f"{path}: is not JSON ({error}); expected a file that session.save wrote.") from error
+    found = (content.get("format"), content.get("version")) if isinstance(content, dict) else None
+    if found != (FORMAT, VERSION):
+        raise SettingError(f"{path}: found format and version {found}, expected {(FORMAT, VERSION)}.")
+    return content
+
+
+def _encode(path: Path, entry: dict[str, Any], model: Self1E, exact: Any, picture: Any) -> EncodedPicture:
+    """Encode the picture that the conversation is about, or say that it is another one."""
+    if picture is None and entry["path"] is None:
+        raise PictureError(f"{path}: the picture came from no file; pass it as picture=.")
+    given = Path(entry["path"]) if picture is None else picture
+    if isinstance(given, Path) and not given.is_file():
+        raise PictureError(f"{path}: the picture is no longer at {given}; pass it as picture=.")
+    if isinstance(given, EncodedPicture):
+        encoded = given
+    else:
+        encoded = model.encode(given, max_tiles=entry["tiles"][0] * entry["tiles"][1], exact=exact)
+    if picture_hash(encoded) != entry["sha256"]:
+        raise PictureError(f"{path}: {encoded.source} is not the picture of this conversation: its pixels differ.")
+    if list(encoded.grid.shape_hw) != entry["tiles"]:
+        raise PictureError(
+            f"{path}: the picture was seen as {entry['tiles']} rows and columns of tiles, now as "
+            f"{list(encoded.grid.shape_hw)}; pass the picture itself, or encode it with as many tiles."
+        )
+    return encoded
+
+
+def _turn_entry(turn: Turn) -> dict[str, Any]:
+    return {
+        "question": turn.question,
+        "prompt": turn.prompt,
+        "mode": turn.mode,
+        "answer_ids": list(turn.answer_ids),
+        "text": turn.text,
+        "probability": turn.probability,
+        "stopped": turn.stopped,
+        "masks": [
+            {
+                "query": result.queries[0],
+                "score": float(result.scores[0]),
+                "text": result.text[0],
+                "rle": result.to_coco_rle()[0],
+            }
+            for result in turn.results
+        ],
+    }
+
+
+def _turn(entry: dict[str, Any], encoded: EncodedPicture, model: Self1E) -> Turn:
+    from self1e.inference.session import Turn, check_mode
+
+    ids = tuple(entry["answer_ids"])
+    vocabulary = model.model.config.text_config.vocab_size
+    special = (model.processor.image_token_id, model.processor.turn_end_id)
+    if not all(isinstance(token, int) and 0 <= token < vocabulary and token not in special for token in ids):
+        raise SettingError(f"the answer to {entry['question']!r:.80} holds tokens that no answer can have.")
+    masks = entry["masks"]
+    return Turn(
+        question=_words(entry["question"]),
+        prompt=_words(entry["prompt"]),
+        mode=check_mode(entry["mode"]),
+        answer_ids=ids,
+        text=str(entry["text"]),
+        probability=float(entry["probability"]),
+        stopped=entry["stopped"],
+        results=tuple(
+            Segmentation(
+                queries=(mask["query"],),
+                rles=(mask["rle"],),
+                scores=np.array([mask["score"]], dtype=np.float32),
+                size_wh=encoded.size_wh,
+                image=encoded.image,
+                text=(mask["text"],),
+                source=encoded.source,
+            )
+            for mask in masks
+        ),
+    )
+
+
+def _words(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise SettingError(f"found {value!r:.80} where words are expected.")
+    return value
