@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from self1e.cli.calibrate import calibrate
+from self1e.cli.chat import chat
 from self1e.cli.convert import convert
 from self1e.cli.data import data
 from self1e.cli.demo import demo
@@ -81,7 +82,7 @@ def version() -> None:
     typer.echo(f"self1e {__version__}")
 
 
-for command in (segment, demo, train, finetune, merge, calibrate, info, convert, doctor, version):
+for command in (segment, chat, demo, train, finetune, merge, calibrate, info, convert, doctor, version):
     app.command()(command)
 app.command("eval")(evaluate)
 app.add_typer(data, name="data")
