@@ -111,7 +111,7 @@ def test_only_new_tokens_are_computed(tiny_model, pictures):
     assert sum(watched.steps) == len(session._text) <= len(ids)
     assert len(ids) - len(session._text) <= 1
     reported = [done(events) for events in turns]
-    assert [one.known_tokens for one in reported][0] == 0
+    assert reported[0].known_tokens == 0
     assert all(one.known_tokens > 0 for one in reported[1:])
     starts = [step for step in watched.steps if step > 1]
     assert starts == [one.prompt_tokens for one in reported]

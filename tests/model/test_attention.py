@@ -10,6 +10,7 @@ from self1e.model.attention import (
     dual_perception_attention_mask,
     language_attention_mask,
     published_attention_mask,
+    seg_of_query,
 )
 
 DUAL = dual_perception_attention_mask.__doc__ or ""
@@ -89,6 +90,41 @@ def built(implementation, rule, *rows):
     if mask is None:
         return torch.ones(n, n, dtype=torch.bool).tril().expand(len(rows), n, n)
     return (mask if mask.dtype == torch.bool else mask == 0)[:, 0].expand(len(rows), n, n)
+
+
+def test_the_mask_of_a_conversation_is_the_picture_in_the_docstring():
+    lines = (seg_of_query.__doc__ or "").splitlines()
+    start = next(i for i, line in enumerate(lines) if line.split() == list("IIwSwS"))
+    names, expected = read("\n".join(lines[start : start + 7]))
+    is_image, is_seg, is_real = tokens(names)
+    seen = seg_of_query(is_seg, -1)
+    assert torch.equal(dual_perception_attention_mask(is_image, seen, is_real)[0], expected)
+    config = LlamaConfig(attn_implementation="eager")
+    mask = language_attention_mask(
+        config, is_image=is_image, is_seg=seen, is_real=is_real, rule="image_seg", dtype=torch.float32
+    )
+    assert torch.equal(mask[0, 0] == 0, expected)
+
+
+@pytest.mark.parametrize(
+    ("query", "count", "kept"),
+    [
+        (-1, 1, "....S |..S  |...."),
+        (0, 1, ".S... |..S  |...."),
+        (-2, 1, ".S...|.....|...."),
+        (1, 1, "....S|.....|...."),
+    ],
+)
+def test_the_seg_of_a_query_is_kept_in_every_row(query, count, kept):
+    _, is_seg, _ = tokens("ISwwS", "IwS", "Iww")
+    expected = [[letter == "S" for letter in row.strip().ljust(5, ".")] for row in kept.split("|")]
+    assert seg_of_query(is_seg, query, count).tolist() == expected
+
+
+def test_several_seg_tokens_of_a_query_stay_together():
+    _, is_seg, _ = tokens("ISSSSwSSSS")
+    assert seg_of_query(is_seg, -1, 4)[0].tolist() == [False] * 6 + [True] * 4
+    assert seg_of_query(is_seg, 0, 4)[0].tolist() == [False] + [True] * 4 + [False] * 5
 
 
 def test_the_mask_is_the_picture_in_the_docstring():

@@ -8,7 +8,7 @@
      "settings": {"mode": "auto", "max_new_tokens": 256, ...},
      "first_turn": 0,
      "turns": [{"question": "the car", "mode": "segment", "answer_ids": [1400, 15], "text": "[SEG].", ...,
-                "masks": [{"query": "the car", "score": 0.91, "text": "[SEG]", "rle": {"size": [480, 640], ...}}]}]}
+                "masks": [{"query": "the car", "score": 0.91, "text": "[SEG].", "rle": {"size": [480, 640], ...}}]}]}
 
 Tokens of answers are kept as they were written: encoding their words again could give others. Neither pixels nor
 weights are in the file; both are compared when it is read. Keys and values are computed anew.

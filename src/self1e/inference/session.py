@@ -328,12 +328,9 @@ class Session:
     def _give(self, answer: _Answer, before: list[int]) -> Iterator[Event]:
         """Give the published answer; the model is only asked what it thinks of it."""
         answer.decided = self._probability(self._text.next_logits(before))
-        given = self._answer_ids(SEG_TOKEN * self._count + ".")
-        end = len(given) - given[::-1].index(self._seg)
-        for ids in (given[:end], given[end:]):
-            answer.ids += ids
-            yield from self._told(answer, before, with_mask=self._seg in ids)
+        answer.ids += self._answer_ids(SEG_TOKEN * self._count + ".")
         answer.stopped = "end"
+        yield from self._told(answer, before, with_mask=True)
 
     def _write(self, answer: _Answer, before: list[int]) -> Iterator[Event]:
         """Let the model write, greedily."""
