@@ -1,0 +1,149 @@
+"""``self1e chat``: scripts and pipes, what is printed, what is written, and how it fails."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from self1e.cli import chat as chat_module
+from self1e.cli.main import main
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def run(capsys, tiny_model_folder, tmp_path, pictures, monkeypatch):
+    """Run the command beside ``picture.png``; returns status, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    pictures[0].save("picture.png")
+
+    def run(*arguments: object, piped: str | None = None) -> tuple[int, str, str]:
+        if piped is not None:
+            monkeypatch.setattr(sys, "stdin", io.StringIO(piped))
+        given = ["chat", "picture.png", *map(str, arguments), "--max-new-tokens", "4"]
+        with pytest.raises(SystemExit) as end:
+            main([*given, "--model", str(tiny_model_folder), "--device", "cpu"])
+        out, err = capsys.readouterr()
+        return int(end.value.code or 0), out, err
+
+    return run
+
+
+def test_a_dialogue_from_a_script(run):
+    Path("talk.txt").write_text(
+        "# a comment\nWhat is it?\n\n/mask the red one\nAnd where?\n/mask blue\n/mode text\nBye.\n/quit\nno more\n"
+    )
+    status, out, err = run("--script", "talk.txt", "--out", "o")
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert [line for line in lines if line.startswith("> ")] == [
+        "> What is it?", "> /mask the red one", "> And where?", "> /mask blue", "> /mode text", "> Bye.", "> /quit",
+    ]  # fmt: skip
+    first = lines.index("> /mask the red one")
+    assert lines[first + 1] == "[SEG]."
+    assert lines[first + 2].startswith("  'the red one' ")
+    assert lines[first + 2].endswith("-> " + str(Path("o/picture.1.overlay.png")))
+    assert lines[first + 3].startswith("[segment, P([SEG]) 0.")
+    assert lines[first + 3].endswith(", 2 tokens]")
+    assert "mode: text" in lines
+    assert "[text, P([SEG]) 0." in out
+    with Image.open("o/picture.1.overlay.png") as overlay:
+        assert overlay.size == (90, 60)
+    assert sorted(path.name for path in Path("o").iterdir()) == ["picture.1.overlay.png", "picture.2.overlay.png"]
+
+
+def test_a_pipe_is_a_script(run):
+    status, out, _ = run("--mode", "segment", "--out", "o", piped="the red one\n/help\n")
+    assert status == 0
+    assert "> the red one\n[SEG].\n" in out
+    assert "/mask WORDS" in out
+    assert Path("o/picture.1.overlay.png").is_file()
+
+
+def test_what_cannot_be_answered_is_reported_and_stops_nothing(run):
+    piped = "/mask\n/paint it\n/mode loud\nvery long " + "words " * 6000 + "\n/mask red\n"
+    status, _, err = run("--out", "o", piped=piped)
+    assert status == 1
+    told = err.splitlines()
+    assert [line.startswith("self1e: ") for line in told] == [True] * 4
+    assert "say what to find" in told[0]
+    assert "/paint is no command" in told[1]
+    assert "choose one of auto, segment, text" in told[2]
+    assert "max_tokens=8192" in told[3]
+    assert Path("o/picture.1.overlay.png").is_file()
+
+
+def test_a_conversation_is_saved_and_resumed(run):
+    status, out, _ = run("--out", "o", piped="/mask red\n/save\n/save other/talk.json\n")
+    assert status == 0
+    assert f"saved {Path('o/picture.session.json')}" in out
+    saved = json.loads(Path("other/talk.json").read_text("utf-8"))
+    assert [turn["question"] for turn in saved["turns"]] == ["red"]
+    status, _, _ = run("--out", "o", "--resume", "o/picture.session.json", piped="/mask blue\n/save o/more.json\n")
+    assert status == 0
+    more = json.loads(Path("o/more.json").read_text("utf-8"))
+    assert more["turns"][0] == saved["turns"][0]
+    assert [turn["question"] for turn in more["turns"]] == ["red", "blue"]
+    assert Path("o/picture.2.overlay.png").is_file()  # numbers go on, too
+
+
+def test_settings_are_refused_before_the_model_is_loaded(run, monkeypatch):
+    monkeypatch.setattr(chat_module, "load_quietly", lambda *args: pytest.fail("loaded"))
+    assert run("--mode", "loud")[0] == 2
+    assert run("--script", "missing.txt")[0] == 2
+    assert run("--resume", "talk.json", "--max-tiles", 2)[0] == 2
+
+
+def test_a_missing_picture_ends_the_command(run):
+    Path("picture.png").unlink()
+    status, out, err = run(piped="What is it?\n")
+    assert (status, out) == (1, "")
+    assert "picture.png" in err
+
+
+def test_a_person_is_asked_until_the_end_of_input(run, monkeypatch):
+    typed = iter(["/mode segment", "nonsense: /mask", "/mask"])
+
+    def type_in(prompt: str) -> str:
+        asked.append(prompt)
+        try:
+            return next(typed)
+        except StopIteration:
+            raise EOFError from None
+
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", type_in)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    status, out, err = run("--out", "o")
+    assert status == 0  # a person sees what is wrong
+    assert asked == ["[auto] > ", *["[segment] > "] * 3]
+    assert "/mask: say what to find" in err
+    assert "> /mode" not in out  # already on the screen
+
+
+def test_ctrl_c_ends_an_answer_and_not_the_conversation(run, monkeypatch):
+    from self1e.inference.session import Session
+
+    ask = Session.ask
+
+    def interrupted(self, words, **settings):
+        events = ask(self, words, **settings)
+        if words != "stop":
+            yield from events
+            return
+        yield next(events)
+        events.close()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Session, "ask", interrupted)
+    status, out, _ = run("--out", "o", "--mode", "text", piped="stop\nWhat?\n/save s.json\n")
+    assert status == 0
+    assert "[stopped]" in out
+    turns = json.loads(Path("s.json").read_text("utf-8"))["turns"]
+    assert turns[0]["stopped"] == "cancelled"
+    assert [turn["question"] for turn in turns] == ["stop", "What?"]
