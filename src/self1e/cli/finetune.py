@@ -214,10 +214,13 @@ def _train(
     *,
     dry_run: bool,
 ) -> None:
+    from transformers.utils import logging
+
     from self1e.training.own_data import own_training_data
     from self1e.training.recipes import flatten
     from self1e.training.run import check_report_to, prepare, run
 
+    logging.disable_progress_bar()  # one per saved file, between the lines of the log
     check_report_to(report_to)
     plan = prepare(recipe, data=own_training_data(recipe, training, validation), device=device)
     if dry_run:

@@ -16,7 +16,7 @@ from self1e.outlines import trace_polygons
 from self1e.structures import encode_mask, mask_image
 
 SIZES_WH = ((160, 160), (192, 144), (144, 192))
-_SEED = 20
+SEED = 20
 _QUERIES = 3
 
 
@@ -40,7 +40,7 @@ def write_example(folder: str | Path, *, pictures: int = 20) -> Path:
         raise SettingError(f"pictures={pictures} must be at least 1.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SettingError(f"{folder} is not an empty folder; name one that does not exist yet.")
-    scenes = Scenes("test", size_wh=SIZES_WH, length=pictures, seed=_SEED)
+    scenes = Scenes("test", size_wh=SIZES_WH, length=pictures, seed=SEED)
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True)
     lines = [json.dumps(_record(scenes[number], number, folder)) for number in range(pictures)]

@@ -19,6 +19,8 @@ SMALL = 100_000_000
 """Parameters below which everything is trained: `nano` and its like. Larger models get adapters."""
 LARGE = 5_000_000_000
 """From here on the published settings of 8B hold."""
+LEAST_STEPS = 240
+"""Of a small model on few pictures; a larger one takes half of it."""
 EVALUATIONS = 8
 """Per run."""
 
@@ -49,10 +51,9 @@ def own(
     """
     is_small = parameters < SMALL
     batch = min(pictures, 8 if is_small else 16)
-    if steps is None and epochs is None:
-        least = 240 if is_small else 120
-        epochs = max(3, ceil(least / max(1, pictures // batch)))
     per_epoch = max(1, pictures // batch)
+    if steps is None and epochs is None:
+        epochs = max(3, ceil((LEAST_STEPS if is_small else LEAST_STEPS // 2) / per_epoch))
     length = steps or (epochs or 1) * per_epoch
     every = max(1, ceil(length / EVALUATIONS))
     return Recipe(
