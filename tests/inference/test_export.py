@@ -26,7 +26,11 @@ def cup_and_dog(source: str = "kitchen/p1.jpg") -> Segmentation:
 
 def test_every_format_writes_its_files(tmp_path: Path) -> None:
     paths = write_outputs(cup_and_dog(), tmp_path / "new" / "folder", "p1", tuple(FORMATS))
-    names = ["p1.overlay.png", "p1.mask0.png", "p1.mask1.png", "p1.coco.json", "p1.polygons.json", "p1.json"]
+    endings = (
+        "overlay.png mask0.png mask1.png coco.json polygons.json json cutout0.png indexed.png classes.txt rle.json "
+        "rle-uncompressed.json coco-results.json yolo.txt yolo.yaml label-studio.json label-studio-polygons.json"
+    )
+    names = [f"p1.{ending}" for ending in endings.split()]
     assert [path.name for path in paths] == names
     assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == sorted(names)
 
@@ -72,7 +76,7 @@ def test_a_source_that_is_not_unicode_is_still_json(tmp_path: Path) -> None:
 
 def test_a_result_without_queries_can_be_written(tmp_path: Path) -> None:
     result = Segmentation.from_masks([], [], [], image=Image.new("RGB", (6, 4)))
-    assert len(write_outputs(result, tmp_path, "p1", tuple(FORMATS))) == 4  # no mask, all else
+    assert len(write_outputs(result, tmp_path, "p1", tuple(FORMATS))) == 13  # no mask and no cutout, all else
 
 
 @pytest.mark.parametrize(

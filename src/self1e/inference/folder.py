@@ -19,7 +19,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -32,7 +31,7 @@ from typing import Any, Literal
 
 from self1e.errors import OutputError, PictureError, Self1EError, SettingError
 from self1e.files import remove_temporary
-from self1e.inference.export import check_formats, write_outputs
+from self1e.inference.export import DRAWN, check_formats, write_outputs
 from self1e.inference.manifest import Manifest, Record
 from self1e.inference.tables import Table, read_table
 from self1e.processing.limits import PictureLimits
@@ -42,9 +41,6 @@ from self1e.settings import check_batch, check_max_tiles
 from self1e.structures import Segmentation
 
 Existing = Literal["keep", "update", "overwrite"]
-
-DRAWN = re.compile(r"\.(overlay|mask\d+)\.png$", re.IGNORECASE)
-"""Names that ``write_outputs`` gives to pictures: a second run should not segment what the first one drew."""
 
 _READERS = 2  # threads that open pictures: one picture takes as long as a small model's pass
 _AHEAD = 4  # pictures that wait for the model

@@ -15,7 +15,7 @@ already. There is no background query. Class names are asked as the lists have t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,11 +34,11 @@ from self1e.evaluation.metrics.rows import Row
 from self1e.evaluation.metrics.semantic import LABEL_SETS, LabelSet, SemanticIoU, label_map
 from self1e.evaluation.protocols import EXPECTED_SAMPLES, protocol
 from self1e.evaluation.saved_masks import encode_map
+from self1e.inference.semantic import class_logits
 
 CAMVID_SET = LabelSet(name="camvid", classes=CAMVID, ignore=11)
 """Street scenes; no benchmark of the paper, but real pictures of another domain."""
 
-_CLASSES_AT_ONCE = 32
 _KNOWN = {**LABEL_SETS, "camvid": CAMVID_SET}
 
 
@@ -109,13 +109,8 @@ class ClassMaps(Sequence[LabelledPicture]):
 def measure_classes(model: Any, unit: LabelledPicture, options: Options, labels: LabelSet) -> list[Row]:
     """Ask for every class, on one encoding; one row."""
     encoded = model.encode(unit.image, exact=options.exact)
-
-    def logits() -> Iterator[Any]:
-        for start in range(0, len(labels.classes), _CLASSES_AT_ONCE):
-            some = labels.classes[start : start + _CLASSES_AT_ONCE]
-            yield from model.mask_logits(encoded, some, kind="phrase", exact=options.exact)
-
-    found = label_map(logits(), unit.image.size, len(labels.classes))
+    logits = class_logits(model, encoded, labels.classes, exact=options.exact)
+    found = label_map(logits, unit.image.size, len(labels.classes))
     row = SemanticIoU(labels.classes, ignore=labels.ignore).update(unit.source, found, unit.labels)
     return [row | {"map": encode_map(found)} if options.save_masks else row]
 

@@ -103,48 +103,15 @@ def label_map(
 ) -> np.ndarray:
     """Give every pixel the class of the highest logit; no threshold, ties to the lower class.
 
-    Args:
-        logits: One map per query, float ``(h, w)``, arrays or tensors; a generator is consumed one at a time, so that
-            459 maps of a large picture never exist together.
-        size_wh: Size of the truth; each map is enlarged to it first, bilinear with ``align_corners=False``.
-        num_classes: C.
-        class_of: The class of each query, where a class has several names: the best name counts. Left out, query
-            ``k`` is class ``k``.
+    Arguments and errors are those of ``self1e.inference.semantic.highest``, with the truth's size.
 
     Returns:
         Labels ``(H, W)``, uint8, or uint16 for more than 255 classes.
-
-    Raises:
-        SettingError: A class was not asked, or logits are not finite.
     """
-    import torch
-    from torch.nn import functional as F
+    from self1e.inference.semantic import highest
 
-    width, height = size_wh
-    best = torch.full((height, width), -torch.inf)
-    labels = torch.zeros((height, width), dtype=torch.int32)
-    asked = []
-    for k, scores in enumerate(logits):
-        if k >= (num_classes if class_of is None else len(class_of)):
-            raise SettingError(f"More than {k} logit maps; expected one per query: {k}.")
-        label = k if class_of is None else class_of[k]
-        scores = torch.as_tensor(scores).detach().to("cpu", torch.float32)
-        if scores.ndim != 2 or not bool(torch.isfinite(scores).all()):
-            raise SettingError(
-                f"Logit map {k} has shape {tuple(scores.shape)} and holds NaN or infinity or is not (h, w): pass one "
-                "finite map per query; a class that a gate rejects gets low logits, not -inf."
-            )
-        scores = F.interpolate(scores[None, None], size=(height, width), mode="bilinear", align_corners=False)[0, 0]
-        wins = (scores > best) | ((scores == best) & (label < labels))
-        best[wins], labels[wins] = scores[wins], label
-        asked.append(label)
-    missing = sorted(set(range(num_classes)) - set(asked))
-    if missing or max(asked, default=0) >= num_classes:
-        raise SettingError(
-            f"{len(set(asked))} of {num_classes} classes were asked; not asked are e.g. {missing[:3]}. Every class is "
-            "asked about every picture: leaving some out is an oracle."
-        )
-    return labels.numpy().astype(np.uint8 if num_classes <= 255 else np.uint16)
+    labels, _ = highest(logits, size_wh, num_classes, class_of=class_of)
+    return labels.astype(np.uint8 if num_classes <= 255 else np.uint16)
 
 
 class SemanticIoU(Metric):

@@ -1,0 +1,1 @@
+"""One file per format of other programs; ``self1e.inference.export`` writes them."""
