@@ -218,9 +218,10 @@ def _mixture(
 ) -> Mixture:
     """See `build_mixture`."""
     parts = {}
-    if photographs < 1:
-        parts["scenes"] = Part(samples=training_scenes(), weight=absent * (1 - photographs))
-        parts["scenes_there"] = Part(samples=training_scenes(absent=False), weight=(1 - absent) * (1 - photographs))
+    for name, share in (("scenes", absent), ("scenes_there", 1 - absent)):
+        if share * (1 - photographs) > 0:
+            samples = training_scenes(absent=name == "scenes")
+            parts[name] = Part(samples=samples, weight=share * (1 - photographs))
     if data is not None and photographs > 0:
         parts["clothing"] = Part(
             samples=CachedSamples(training_clothing(data)),
