@@ -403,8 +403,7 @@ class Self1ETrainer(Trainer):
     def _bytes_of_checkpoint(self) -> int:
         """Estimate the size of a checkpoint from what is in memory, a little too large."""
         model: Any = self.model
-        # An adapter is saved alone.
-        saved = [p for p in model.parameters() if p.requires_grad or not hasattr(model, "peft_config")]
+        saved = list(model.parameters())  # frozen ones too: a checkpoint is a whole model
         optimizer: Any = self.optimizer
         state = 0 if self.is_deepspeed_enabled else _bytes(optimizer.state_dict())
         mean = {} if self.mean is None else self.mean.mean
