@@ -49,7 +49,7 @@ def test_every_picture_gets_its_own_files_and_a_line(tmp_path: Path, photos: Pat
     report = segment_folder(tiny_model, photos, tmp_path / "o", ["blue", "red"], formats=["mask", "coco"])
     assert report == FolderReport(tmp_path / "o" / "manifest.jsonl", total=6, done=6)
     endings = ("mask0.png", "mask1.png", "coco.json")
-    expected = {f"{name}.{ending}" for name in NAMES for ending in endings} | {"manifest.jsonl"}
+    expected = {f"{name}.{ending}" for name in NAMES for ending in endings} | {"manifest.jsonl", "coco.json"}
     assert set(tree(tmp_path / "o")) == expected
     assert [line["picture"] for line in lines(tmp_path / "o")] == [
         "2.png",
@@ -450,7 +450,7 @@ def run(photos: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Folde
         return segment_folder(names["StandIn"](), photos, out, ["blue", "red"], formats=formats)
 
     run(out := photos.parent / "whole")
-    assert len(tree(out)) == 6 * 4 + 1
+    assert len(tree(out)) == 6 * 4 + 2  # manifest and coco.json
     return run
 
 

@@ -25,6 +25,7 @@ from self1e.cli.finetune import finetune
 from self1e.cli.info import info
 from self1e.cli.merge import merge
 from self1e.cli.segment import segment
+from self1e.cli.semantic import semantic
 from self1e.cli.train import train
 from self1e.errors import PromptError, Self1EError, SettingError
 
@@ -82,7 +83,7 @@ def version() -> None:
     typer.echo(f"self1e {__version__}")
 
 
-for command in (segment, chat, demo, train, finetune, merge, calibrate, info, convert, doctor, version):
+for command in (segment, semantic, chat, demo, train, finetune, merge, calibrate, info, convert, doctor, version):
     app.command()(command)
 app.command("eval")(evaluate)
 app.add_typer(data, name="data")

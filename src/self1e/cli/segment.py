@@ -44,8 +44,17 @@ def segment(
         Path | None, typer.Option(help=f"Folder for the files; left out, {_OUT}, or with --json none are written.")
     ] = None,
     formats: Annotated[
-        str, typer.Option("--format", "-f", help="One or more of overlay,mask,coco,polygons,json.")
+        str,
+        typer.Option(
+            "--format",
+            "-f",
+            help="One or more of overlay,mask,cutout,indexed,json,polygons,rle,rle-uncompressed,coco,coco-results,"
+            "yolo,label-studio,label-studio-polygons.",
+        ),
     ] = "overlay",
+    split: Annotated[bool, typer.Option("--split", help="One mask per connected piece, the largest first.")] = False,
+    fill_holes: Annotated[bool, typer.Option("--fill-holes", help="Close what a mask's pieces enclose.")] = False,
+    min_area: Annotated[int, typer.Option(help="Leave out pieces of fewer pixels.")] = 0,
     max_tiles: Annotated[
         int | None, typer.Option(help="Most tiles per picture, 1 to 12: more show small things better, and cost more.")
     ] = None,
@@ -69,6 +78,7 @@ def segment(
     A picture that cannot be read is reported and does not stop the others; the exit status is then 1. Several pictures
     get a manifest.jsonl in the folder of the files: the same command again skips what is finished.
     """
+    from self1e.inference.parts import PartOptions
     from self1e.inference.tables import TABLE_SUFFIXES, read_table
     from self1e.processing.limits import PictureLimits
 
@@ -83,6 +93,7 @@ def segment(
     _check(queries, kind, names, max_tiles, out)
     if overwrite and update:
         raise SettingError("--overwrite does all pictures again, --update only those that have changed: use one.")
+    parts = PartOptions(split=split, fill_holes=fill_holes, min_area=min_area)
     limits = PictureLimits(max_pixels=max_pixels, max_bytes=max_bytes, max_seconds=max_seconds)
     found, failures = _find(arguments)
     for name, problem in failures:
@@ -90,7 +101,7 @@ def segment(
     if arguments and not found:
         raise typer.Exit(1)
     _enable_heic()
-    task = _Task(queries, table, names, kind, max_tiles, threshold, limits, as_json)
+    task = _Task(queries, table, names, kind, max_tiles, threshold, limits, as_json, parts)
     debug = bool(context.parent and context.parent.params.get("debug"))
     try:
         segmenter = load_quietly(model, device, dtype)
@@ -122,6 +133,7 @@ class _Task:
     threshold: float
     limits: Any
     as_json: bool
+    parts: Any
 
 
 def _one_by_one(segmenter: Any, task: _Task, paths: Sequence[Path], folder: Path | None, debug: bool) -> bool:
@@ -138,8 +150,14 @@ def _one_by_one(segmenter: Any, task: _Task, paths: Sequence[Path], folder: Path
             started = time.perf_counter()
             opened = open_picture(path, **vars(task.limits))
             result = segmenter.segment(
-                opened, queries, kind=task.kind, max_tiles=task.max_tiles, threshold=task.threshold
+                opened,
+                queries,
+                kind=task.kind,
+                max_tiles=task.max_tiles,
+                threshold=task.threshold,
+                return_logits=not task.parts.is_idle,  # for the parts' scores
             )
+            result = task.parts.apply(result)
             seconds = time.perf_counter() - started
             files = _write(result, folder, path.stem, task.formats)
         # Also what a full disk or an exhausted device raises: the next picture may be smaller.
@@ -183,6 +201,7 @@ def _folder(segmenter: Any, task: _Task, sources: list[str], out: Path, existing
                 kind=task.kind,  # type: ignore[arg-type]  # checked
                 max_tiles=task.max_tiles,
                 threshold=task.threshold,
+                parts=task.parts,
                 existing=existing,
                 limits=task.limits,
                 stop=stop,
@@ -194,6 +213,8 @@ def _folder(segmenter: Any, task: _Task, sources: list[str], out: Path, existing
         finally:
             for bar in bars:
                 bar.close()
+    if report.combined and not task.as_json:
+        say(f"self1e: for all pictures: {', '.join(map(str, _few(report.combined)))}")
     if report.left_out:
         say(f"self1e: left out {report.left_out} pictures that self1e has drawn, or that the table does not name")
     if report.kept:
@@ -205,6 +226,11 @@ def _folder(segmenter: Any, task: _Task, sources: list[str], out: Path, existing
         )
         raise typer.Exit(130)
     return bool(report.failed)
+
+
+def _few(files: Sequence[Path]) -> list[Path]:
+    """Leave out YOLO's label files: there is one per picture."""
+    return [path for path in files if path.suffix != ".txt"]
 
 
 @contextmanager

@@ -21,10 +21,10 @@ import logging
 import os
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from glob import has_magic
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +32,9 @@ from typing import Any, Literal
 from self1e.errors import OutputError, PictureError, Self1EError, SettingError
 from self1e.files import remove_temporary
 from self1e.inference.export import DRAWN, check_formats, write_outputs
+from self1e.inference.exports.combined import check_label_names, write_combined
 from self1e.inference.manifest import Manifest, Record
+from self1e.inference.parts import PartOptions
 from self1e.inference.tables import Table, read_table
 from self1e.processing.limits import PictureLimits
 from self1e.processing.pictures import OpenedPicture, list_pictures, open_picture
@@ -71,6 +73,8 @@ class FolderReport:
     """Pictures in the folders that self1e has drawn, or that the table does not name."""
     stopped: bool = False
     """It was asked to stop before the end."""
+    combined: list[Path] = field(default_factory=list, compare=False)
+    """Files for all pictures, see ``self1e.inference.exports.combined``; written when a run has come to its end."""
 
     @property
     def remaining(self) -> int:
@@ -110,6 +114,7 @@ def segment_folder(
     max_tiles: int | None = None,
     threshold: float = 0.0,
     batch_size: int | None = None,
+    parts: PartOptions | None = None,
     existing: Existing = "keep",
     limits: PictureLimits | None = None,
     stop: threading.Event | None = None,
@@ -134,6 +139,7 @@ def segment_folder(
         threshold: A finite number.
         batch_size: Most queries at once. Left out it follows the free memory, and on a GPU other work there may then
             change masks by rounding.
+        parts: What becomes of a mask's pieces: split, holes closed, small ones dropped; left out, nothing.
         existing: What to do about pictures that are finished. ``"keep"`` skips them, and is an error if one was
             made otherwise: from another file (by size and time), or with other queries, settings or weights.
             ``"update"`` does those again and skips the rest, ``"overwrite"`` does all again. Pictures whose files
@@ -171,6 +177,10 @@ def segment_folder(
         "threshold": threshold,
         "batch_size": batch_size,
     }
+    if parts is not None and not parts.is_idle:  # otherwise no key: runs of before this setting go on
+        settings["parts"] = asdict(parts)
+    if "yolo" in settings["formats"]:
+        check_label_names([job.name for job in jobs])
     with Manifest(out) as manifest:
         if manifest.unreadable:
             _log.warning(
@@ -180,6 +190,8 @@ def segment_folder(
         report = FolderReport(manifest.path, len(jobs), kept=len(jobs) - len(todo), left_out=left_out)
         run = _Run(model, manifest, settings, report, stop or threading.Event(), on_record)
         run.go(todo, limits or PictureLimits())
+        if not report.stopped:
+            report.combined = run.combine()
     return report
 
 
@@ -284,6 +296,11 @@ def _base(sources: Sequence[str | Path]) -> Path | None:
         return None
 
 
+def name_pictures(sources: Sequence[str | Path], paths: Sequence[Path]) -> list[str]:
+    """Name the pictures of folders, patterns and files as ``segment_folder`` does."""
+    return _names(paths, _base(sources))
+
+
 def _names(paths: Sequence[Path], base: Path | None) -> list[str]:
     """Name pictures by their path below ``base``, those elsewhere by their whole path.
 
@@ -383,6 +400,7 @@ class _Run:
         self._stop = stop
         self._on_record = on_record
         self._out = manifest.path.parent
+        self._parts = PartOptions(**settings.get("parts", {}))
 
     def go(self, todo: Sequence[_Job], limits: PictureLimits) -> None:
         """Open, segment and write, all at once and each in order."""
@@ -401,12 +419,22 @@ class _Run:
                 writing = writer.submit(self._write, opened, found, memory)
             self._finish(writing)
 
+    def combine(self) -> list[Path]:
+        """Write the files for all pictures that are recorded."""
+        try:
+            return write_combined(list(self._manifest.records.values()), self._out, self._settings["formats"])
+        except OSError as error:
+            raise OutputError(
+                f"{self._out}: the files for all pictures cannot be written: {error.strerror or error}. Every picture "
+                "has its own. Make room, then run the same again."
+            ) from error
+
     def _segment(self, opened: _Opened) -> Segmentation | str:
         """Compute the masks, or say why there are none."""
         if isinstance(opened.picture, PictureError):
             return _told(opened.picture, opened.job)
         try:
-            return self._model.segment(
+            result = self._model.segment(
                 opened.picture,
                 opened.job.queries,
                 kind=self._settings["kind"],
@@ -414,7 +442,9 @@ class _Run:
                 max_tiles=self._settings["max_tiles"],
                 threshold=self._settings["threshold"],
                 batch_size=self._settings["batch_size"],
+                return_logits=not self._parts.is_idle,  # for the parts' scores
             )
+            return self._parts.apply(result)
         # Also what an exhausted device raises: the next picture may be smaller.
         except (Self1EError, RuntimeError, MemoryError) as error:
             return _told(error, opened.job)
@@ -456,10 +486,7 @@ class _Run:
             source=str(opened.job.path),
             stamp=opened.stamp,
             settings=self._settings,
-            queries=tuple(
-                {"query": query, "score": round(float(score), 6), "area": int(area)}
-                for query, score, area in zip(result.queries, result.scores, result.areas, strict=True)
-            ),
+            queries=tuple(_answers(result)),
             size_wh=result.size_wh,
             notes=opened.picture.notes,
             files=tuple(path.relative_to(self._out).as_posix() for path in files),
@@ -488,6 +515,15 @@ class _Run:
             self._report.failed[record.picture] = record.error
         if self._on_record is not None:
             self._on_record(record, result, self._report)
+
+
+def _answers(result: Segmentation) -> Iterator[dict[str, Any]]:
+    """Say per query what came of it; of several parts the best score and the sum of their areas."""
+    found: dict[str, list[tuple[float, int]]] = {}
+    for query, score, area in zip(result.queries, result.scores, result.areas, strict=True):
+        found.setdefault(query, []).append((round(float(score), 6), int(area)))
+    for query, parts in found.items():
+        yield {"query": query, "score": max(score for score, _ in parts), "area": sum(area for _, area in parts)}
 
 
 def _told(error: BaseException, job: _Job) -> str:
