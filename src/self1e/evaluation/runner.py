@@ -127,7 +127,8 @@ def plan(
             problems.append(f"{benchmark.name}: {error}")
             continue
         problems += [f"{benchmark.name}: {problem}" for problem in opened.problems]
-        for answer in [one for one in answers if one in benchmark.answers] or benchmark.answers:
+        asked: list[Answer] = [one for one in answers if one in benchmark.answers]
+        for answer in asked or benchmark.answers:
             options = Options(answer=answer, exact=exact, save_masks=save_masks)
             job = Job(
                 benchmark=benchmark,
@@ -231,7 +232,8 @@ def _measured(job: Job) -> _Before:
         _, rows = read_rows(path, job.run)
         ids |= {row["id"] for row in rows}
         for row in rows:
-            lacking[row["unit"]] = lacking.get(row["unit"], row["unit_rows"]) - 1
+            unit: Any = row["unit"]
+            lacking[unit] = lacking.get(unit, int(row["unit_rows"])) - 1
     return _Before(frozenset(ids), frozenset(unit for unit, count in lacking.items() if not count))
 
 

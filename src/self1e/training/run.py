@@ -378,9 +378,10 @@ class Telling(TrainerCallback):
 def finish(trainer: RunTrainer, processor: Any, out: Path) -> Path:
     """Save the trained model as a plain one: ``out/model``; and the log: ``out/log.json``."""
     final = out / "model"
-    tensors: Mapping[str, torch.Tensor] | None = None
+    tensors: Any = None
+    trained: Any = trainer.model
     if trainer.is_sharded:
-        tensors = distributed.gather_model(trainer.model, keep=trainer.args.should_save)
+        tensors = distributed.gather_model(trained, keep=trainer.args.should_save)
     elif trainer.is_deepspeed_enabled:
         tensors = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.is_world_process_zero():

@@ -362,7 +362,8 @@ class Self1ETrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if self.is_sharded and state_dict is None:
-            state_dict = distributed.gather_model(self.model, keep=self.args.should_save)
+            sharded: Any = self.model
+            state_dict = distributed.gather_model(sharded, keep=self.args.should_save)
         super()._save(output_dir, state_dict)
         # The settings as text: nothing that has to be unpickled.
         pickled = Path(output_dir or self._folder) / "training_args.bin"
@@ -376,16 +377,17 @@ class Self1ETrainer(Trainer):
             return
         state = distributed.gather_optimizer(self.optimizer, keep=self.args.should_save)
         if self.args.should_save:
-            assert self.lr_scheduler is not None
+            scheduler: Any = self.lr_scheduler
             torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+            torch.save(scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if not self.is_sharded:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         checkpoint = Path(resume_from_checkpoint)
-        distributed.load_model(self.model, distributed.read_tensors(checkpoint), checkpoint)
+        sharded: Any = self.model
+        distributed.load_model(sharded, distributed.read_tensors(checkpoint), checkpoint)
 
     def _facts(self) -> dict[str, Any]:
         return {
@@ -419,10 +421,10 @@ class Self1ETrainer(Trainer):
         if checkpoint is None or not self.is_sharded:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
-        assert self.lr_scheduler is not None
+        scheduler: Any = self.lr_scheduler
         state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True, mmap=True)
         distributed.load_optimizer(self.optimizer, state)
-        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+        scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         name = "rng_state.pth" if self.args.world_size <= 1 else f"rng_state_{self.args.process_index}.pth"

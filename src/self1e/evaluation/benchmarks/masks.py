@@ -49,7 +49,8 @@ def measure_targets(model: Any, sample: Sample, options: Options, subsets: Subse
 
 
 def _ask(model: Any, encoded: Any, targets: Sequence[Target], options: Options) -> Any:
-    texts, kinds = [target.text for target in targets], [target.kind for target in targets]
+    texts = [target.text for target in targets]
+    kinds: list[Any] = [target.kind for target in targets]
     if options.answer == "teacher-forced":
         return model.segment(encoded, texts, kind=kinds, exact=options.exact, reject=False)
     from self1e.inference.generated import segment_generated
@@ -87,9 +88,10 @@ def target_row(
     truth, ignored = split_truth(target.mask)
     if target.ignore is not None:
         ignored = ignored | target.ignore
-    failed = result is None or isinstance(result, Exception)
-    said = None if failed else result.text[0]
-    score = None if failed else float(result.scores[0])
+    found: Any = None if isinstance(result, Exception) else result
+    failed = found is None
+    said = None if failed else found.text[0]
+    score = None if failed else float(found.scores[0])
     rejected: bool | None = None
     if not failed and score is not None:
         if options is not None and options.answer == "generated":
@@ -98,7 +100,7 @@ def target_row(
             rejected = bool(rejected) or score < no_target_threshold
     row = mask_row(
         f"{source}-{k}",
-        None if failed else result.mask(0),
+        None if failed else found.mask(0),
         truth & ~ignored if target.ignore is not None else truth,
         ignored=ignored if ignored.any() else None,
         score=score,
@@ -109,7 +111,7 @@ def target_row(
     )
     row |= {"query": target.text, "subsets": list(subsets)}
     if options is not None and options.save_masks and not failed:
-        row["mask"] = result.to_coco_rle()[0]
+        row["mask"] = found.to_coco_rle()[0]
     return row | {"error": f"{type(result).__name__}: {result}"} if isinstance(result, Exception) else row
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -61,11 +62,11 @@ def length_of(words: str) -> str:
 def cases_of(measured: Measured) -> list[Case]:
     """All samples of a run, by id."""
     scores = sample_scores(measured.run, measured.rows)
-    names: Sequence[str] = getattr(protocol(measured.run.protocol).metric(), "classes", ())
+    names: Any = getattr(protocol(measured.run.protocol).metric(), "classes", ())
     return [Case(row=row, score=scores.get(row["id"]), classes=_classes_in(row, names)) for row in measured.rows]
 
 
-def _classes_in(row: Row, names: Sequence[str]) -> tuple[str, ...]:
+def _classes_in(row: Row, names: Any) -> tuple[str, ...]:
     return tuple(names[label] for label in sorted({truth for truth, _, _ in row.get("confusion", ())}))
 
 

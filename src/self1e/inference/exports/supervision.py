@@ -19,8 +19,8 @@ def to_detections(result: Segmentation) -> Any:
         raise MissingDependencyError(
             "to_supervision needs the package supervision: pip install 'self1e[supervision]'."
         ) from error
-    there = np.flatnonzero(~result.is_empty)
-    if not len(there):
+    there = np.flatnonzero(~result.is_empty).tolist()
+    if not there:
         return supervision.Detections.empty()
     numbers = numbered(result.queries)
     queries = [result.queries[k] for k in there]
