@@ -23,11 +23,14 @@ from self1e.data.own.splitting import Pictures
 from self1e.data.sample import Sample, Target
 from self1e.data.scenes import Scenes
 from self1e.errors import SettingError
+from self1e.evaluation.metrics.masks import MaskIoU
+from self1e.inference.loading import NANO
 from self1e.training.guards import Guarded
 from self1e.training.own_data import OwnAugment, OwnEpochs, Readable, count_base, own_training_data
 from self1e.training.recipes import change
 from self1e.training.recipes.own import LARGE, SMALL, own
 
+HAS_NANO = (NANO / "model.safetensors").is_file()
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 QUICK = ["saving.log_every=1", "evaluation.drawn=1", "optim.global_batch=2", "optim.micro_batch=2"]
@@ -374,3 +377,40 @@ def test_the_example_is_what_was_drawn(tmp_path):
             assert np.array_equal(target.mask, drawn[target.text])
     with pytest.raises(SettingError, match="not an empty folder"):
         write_example(tmp_path / "example")
+
+
+# --------------------------------------------------------------------------- by heart
+
+SMOKE = [
+    "data.held_out=0",  # measured on what is learned
+    "data.colour=0",
+    "optim.global_batch=4",
+    "optim.micro_batch=4",
+    "evaluation.every=1000000",  # once, at the end
+    "evaluation.drawn=0",
+    "saving.every=1000000",
+]
+
+
+def by_heart(folder: Path, steps: int) -> float:
+    """Fine-tune nano on all pictures of a folder; returns cIoU of the saved model on the same pictures."""
+    arguments = ["finetune", "--data", folder, "--out", folder.parent / "run", "--steps", steps, "--device", "cpu"]
+    settings = [word for setting in SMOKE for word in ("--set", setting)]
+    with pytest.raises(SystemExit) as end:
+        main(list(map(str, [*arguments, *settings])))
+    assert not end.value.code
+    model = self1e.load(folder.parent / "run" / "model", device="cpu")
+    metric = MaskIoU()
+    for number, sample in enumerate(open_data(folder)):
+        found = model.segment(sample.image, [t.text for t in sample.targets], kind=[t.kind for t in sample.targets])
+        for k, target in enumerate(sample.targets):
+            metric.update(f"{number}/{k}", found.mask(k), target.mask)
+    return metric.ciou
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_NANO, reason="NANO IS MISSING: no weights to start from.")
+@pytest.mark.timeout(1800)
+def test_nano_learns_twenty_own_pictures_by_heart(tmp_path):
+    write_example(tmp_path / "data")
+    assert by_heart(tmp_path / "data", steps=600) >= 0.95
