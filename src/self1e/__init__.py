@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     )
     from self1e.inference.folder import segment_folder
     from self1e.inference.segmenter import EncodedPicture, Self1E, load
+    from self1e.inference.session import Session
     from self1e.model.modeling import Self1EForConditionalGeneration
     from self1e.processing.image import Self1EImageProcessor
     from self1e.processing.limits import PictureLimits
@@ -42,6 +43,7 @@ _HOME = {
     "load": "self1e.inference.segmenter",
     "Self1E": "self1e.inference.segmenter",
     "EncodedPicture": "self1e.inference.segmenter",
+    "Session": "self1e.inference.session",
     "Segmentation": "self1e.structures",
     "TileGrid": "self1e.structures",
     "Self1EConfig": "self1e.configuration",
@@ -78,6 +80,7 @@ __all__ = [
     "Self1EForConditionalGeneration",
     "Self1EImageProcessor",
     "Self1EProcessor",
+    "Session",
     "SettingError",
     "TileGrid",
     "TrainingError",

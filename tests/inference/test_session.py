@@ -458,11 +458,14 @@ def test_settings_that_cannot_work(tiny_model, pictures):
 
 
 @pytest.fixture
-def saved(tiny_model, pictures, tmp_path):
+def saved(tiny_model, pictures, tmp_path, monkeypatch):
     pictures[0].save(tmp_path / "picture.png")
-    session = tiny_model.session(tmp_path / "picture.png", max_new_tokens=5, mode="text")
+    monkeypatch.chdir(tmp_path)
+    session = tiny_model.session("picture.png", max_new_tokens=5, mode="text")
     run(session, DIALOGUE[:4])
-    return session, session.save(tmp_path / "talk.json")
+    path = session.save(tmp_path / "talk.json")
+    monkeypatch.chdir(tmp_path.parent)  # it is found from anywhere
+    return session, path
 
 
 def test_a_saved_conversation_goes_on_alike(tiny_model, saved):

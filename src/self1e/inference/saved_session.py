@@ -4,7 +4,7 @@
 
     {"format": "self1e-session", "version": 1,
      "model": {"name": "nano", "weights": "5b0c..."},
-     "picture": {"path": "/home/me/street.jpg", "sha256": "91f3...", "tiles": [1, 1]},
+     "picture": {"source": "street.jpg", "path": "/home/me/street.jpg", "sha256": "91f3...", "tiles": [1, 1]},
      "settings": {"mode": "auto", "max_new_tokens": 256, ...},
      "first_turn": 0,
      "turns": [{"question": "the car", "mode": "segment", "answer_ids": [1400, 15], "text": "[SEG].", ...,
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -47,6 +48,7 @@ def save_session(session: Session, path: Path) -> Path:
         "version": VERSION,
         "model": {"name": session.model.name, "weights": fingerprint(session.model)},
         "picture": {
+            "source": encoded.source,
             "path": str(source.resolve()) if source.is_file() else None,
             "sha256": picture_hash(encoded),
             "tiles": list(encoded.grid.shape_hw),
@@ -71,7 +73,8 @@ def load_session(cls: type[SomeSession], path: Path, model: Self1E, picture: Any
             )
         encoded = _encode(path, content["picture"], model, content["settings"]["exact"], picture)
         session = cls(model, encoded, **{key: content["settings"][key] for key in _SETTINGS})
-        turns = [_turn(entry, encoded, model) for entry in content["turns"]]
+        named = replace(encoded, source=str(content["picture"]["source"]))
+        turns = [_turn(entry, named, model) for entry in content["turns"]]
         first = content["first_turn"]
         if not isinstance(first, int) or not 0 <= first <= len(turns):
             raise SettingError(f"first_turn is {first!r}, expected 0 to {len(turns)}.")

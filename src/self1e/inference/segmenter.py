@@ -536,7 +536,7 @@ class Self1E:
         """
         engine = self._engine(exact)
         self._check_encoded(encoded, None, engine)
-        seg = self.model.config.seg_token_id
+        seg = self.processor.seg_token_id
         cut = [list(row[: len(row) - list(reversed(row)).index(seg)]) for row in rows]  # what follows has no influence
         if engine is not None and (only_last or all(row.count(seg) == 1 for row in cut)):
             ready = _Folded(engine, [encoded], self._prefix())

@@ -207,7 +207,8 @@ class Session:
         self.model = model
         self.mode: Mode = check_mode(mode)
         self.max_new_tokens = _at_least_one("max_new_tokens", max_new_tokens)
-        self.threshold, self.exact, self.reject = threshold, exact, reject
+        self.threshold, self.reject = threshold, reject
+        self.exact: Exact = exact
         self.max_tokens = self._checked_max_tokens(max_tokens)
         engine = model._engine(exact)
         self.encoded: EncodedPicture = model._encoded(picture, max_tiles, exact, engine)
