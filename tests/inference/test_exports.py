@@ -177,7 +177,7 @@ def test_ultralytics_reads_yolo(write: Callable[[str], list[Path]], result: Segm
     utils = need("ultralytics.data.utils")
     labels, _ = write("yolo")
     (tmp_path / "p1.txt").write_bytes(labels.read_bytes())
-    found = utils.verify_image_label((str(tmp_path / "p1.png"), str(tmp_path / "p1.txt"), "", True, 3, 0, 0, False))
+    found = utils.verify_image_label((str(tmp_path / "p1.png"), str(tmp_path / "p1.txt"), "", False, 3, 0, 0, False))
     classes, segments, corrupt, message = found[1], found[3], found[8], found[9]
     assert (corrupt, message) == (0, "")
     assert classes[:, 0].tolist() == [0, 2]

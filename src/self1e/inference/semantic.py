@@ -115,12 +115,15 @@ class SemanticMap:
         there = [k for k in np.argsort(-areas, kind="stable").tolist() if areas[k]]
         share = 100 / self.labels.size
         rows: list[tuple[tuple[int, ...], str]] = [
-            (tuple(self.palette[k + 1].tolist()), f"{self.classes[k]}  {areas[k] * share:.1f}%  {self.scores[k]:.2f}")
+            (
+                tuple(self.palette[k + 1].tolist()),
+                f"{self.classes[k]}  {_percent(areas[k] * share)}  {self.scores[k]:.2f}",
+            )
             for k in there
         ]
         rest = int(self.labels.size - areas.sum())
         if rest or not rows:
-            rows.append((tuple(self.palette[0].tolist()), f"background  {rest * share:.1f}%"))
+            rows.append((tuple(self.palette[0].tolist()), f"background  {_percent(rest * share)}"))
         row, gap = round(1.6 * size), size // 2
         cell = round(max(font.getlength(text) for _, text in rows)) + row + 2 * gap
         columns = max(min(width // cell, len(rows)), 1)
@@ -316,3 +319,7 @@ def _sigmoid(logits: np.ndarray) -> np.ndarray:
     import torch
 
     return torch.from_numpy(logits).sigmoid().numpy()
+
+
+def _percent(value: float) -> str:
+    return "<0.1%" if 0 < value < 0.1 else f"{value:.1f}%"
