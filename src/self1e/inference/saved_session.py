@@ -72,9 +72,9 @@ def load_session(cls: type[SomeSession], path: Path, model: Self1E, picture: Any
                 f"(weights {fingerprint(model)}); load the model that it was, or begin a new session."
             )
         encoded = _encode(path, content["picture"], model, content["settings"]["exact"], picture)
+        encoded = replace(encoded, source=str(content["picture"]["source"]))  # new masks are called like the old ones
         session = cls(model, encoded, **{key: content["settings"][key] for key in _SETTINGS})
-        named = replace(encoded, source=str(content["picture"]["source"]))
-        turns = [_turn(entry, named, model) for entry in content["turns"]]
+        turns = [_turn(entry, encoded, model) for entry in content["turns"]]
         first = content["first_turn"]
         if not isinstance(first, int) or not 0 <= first <= len(turns):
             raise SettingError(f"first_turn is {first!r}, expected 0 to {len(turns)}.")
