@@ -117,7 +117,7 @@ class SemanticMap:
         rows: list[tuple[tuple[int, ...], str]] = [
             (
                 tuple(self.palette[k + 1].tolist()),
-                f"{self.classes[k]}  {_percent(areas[k] * share)}  {self.scores[k]:.2f}",
+                f"{self.classes[k]}  {_percent(float(areas[k]) * share)}  {self.scores[k]:.2f}",
             )
             for k in there
         ]
