@@ -15,8 +15,10 @@ from torch.utils.data import Dataset
 
 from self1e.data.files import peek
 from self1e.data.sample import Outline, Question, Sample, Target
-from self1e.errors import SettingError
+from self1e.errors import DatasetError, SettingError
 from self1e.processing import prompts
+
+_MOST_TRIES = 100
 
 Augment = Callable[[Sample, np.random.Generator], Sample]
 
@@ -113,8 +115,12 @@ class Mixture(Dataset[Item]):
 
     def __getitem__(self, index: int) -> Item:
         rng = np.random.default_rng((self.seed, index))
-        part, position = self._draw(index, rng)
-        return self._item(part, position, rng)
+        for _ in range(_MOST_TRIES):
+            part, position = self._draw(index, rng)
+            item = self._item(part, position, rng)
+            if item.rows:  # a cut may leave nothing that could be asked about
+                return item
+        raise DatasetError(f"{_MOST_TRIES} items drawn in turn have nothing to ask, the last is {item.source}.")
 
     def peek(self, index: int, *, with_size: bool = False) -> Outline:
         """Outline the sample that item ``index`` shows, before any augmentation, without decoding its picture."""
