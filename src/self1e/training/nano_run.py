@@ -38,6 +38,7 @@ def run(recipe: TrainRecipe, *, data: Path | None, out: Path, resume: bool = Fal
     from self1e.processing.processor import Self1EProcessor
     from self1e.training import nano as parts
     from self1e.training.collate import Collator
+    from self1e.training.guards import Guarded
     from self1e.training.trainer import make_trainer
 
     workers = _workers()
@@ -77,19 +78,16 @@ def run(recipe: TrainRecipe, *, data: Path | None, out: Path, resume: bool = Fal
     arguments = _arguments(
         recipe, out, steps=recipe.steps, batch=recipe.batch_size, rate=recipe.learning_rate, save_steps=save_steps
     )
-    checkpoint = _last_checkpoint(out, resume)
     collator = Collator(processor, target_side=recipe.target_side)
     trainer, mean = make_trainer(
         model,
-        mixture,
+        Guarded(mixture),
         collator,
         arguments,
         mean_decay=recipe.mean_decay,
         optimizer=_optimizer(model, arguments, recipe.matrix_learning_rate),
     )
-    if mean is not None and checkpoint is not None:
-        mean.load(Path(checkpoint))
-    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.train(resume_from_checkpoint=True if resume else None)
     if mean is not None:
         mean.apply(model)
     final = out / "model"
@@ -142,7 +140,7 @@ def _train_encoder(
     )
     optimizer = _optimizer(classifier, arguments, recipe.encoder_matrix_learning_rate)
     trainer = Self1ETrainer(model=classifier, args=arguments, train_dataset=labels, optimizers=(optimizer, None))
-    trainer.train(resume_from_checkpoint=_last_checkpoint(out, resume))
+    trainer.train(resume_from_checkpoint=True if resume else None)
     if not trainer.is_world_process_zero():
         return
     (out / "log.json").write_text(json.dumps(trainer.state.log_history, indent=1) + "\n")
@@ -184,12 +182,6 @@ def _check_folder(recipe: TrainRecipe, out: Path, resume: bool) -> None:
             f"{out} holds a run of another recipe ({'; '.join(changed)}); resuming would mix the two. "
             "Use the old settings, or another folder."
         )
-
-
-def _last_checkpoint(out: Path, resume: bool) -> str | None:
-    from transformers.trainer_utils import get_last_checkpoint
-
-    return get_last_checkpoint(str(out)) if resume and out.is_dir() else None
 
 
 def _workers() -> int:
