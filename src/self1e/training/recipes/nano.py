@@ -119,7 +119,8 @@ def nano_polish() -> TrainRecipe:
 
         self1e train nano_polish --data DATA --out runs/polish --set start=runs/nano/model
 
-    The vision encoder stays as it is here too: trained along, even at a lower rate, it got worse (docs/log.md).
+    The vision encoder stays as it is here too: trained along, even at a lower rate, it got worse (docs/log.md). The
+    shipped weights are those of `nano` alone.
     """
     return TrainRecipe(
         name="nano_polish",
