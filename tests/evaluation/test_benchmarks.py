@@ -154,10 +154,11 @@ def test_many_classes_are_asked_in_parts_with_the_same_labels(
     tiny_model: Any, camvid: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from self1e.evaluation.benchmarks import classes
+    from self1e.inference import semantic
 
     [unit] = find_benchmark("camvid/val").open(camvid).units
     whole = measure_classes(tiny_model, unit, Options(exact="plain"), classes.CAMVID_SET)
-    monkeypatch.setattr(classes, "_CLASSES_AT_ONCE", 4)
+    monkeypatch.setattr(semantic, "CLASSES_AT_ONCE", 4)
     assert measure_classes(tiny_model, unit, Options(exact="plain"), classes.CAMVID_SET) == whole
 
 

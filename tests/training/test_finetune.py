@@ -124,6 +124,7 @@ def test_a_run_that_was_stopped_goes_on_and_a_changed_one_does_not(finished, mad
     status, _, err = run(*arguments, "--out", out, "--resume", "never")
     assert status == 2
     assert "resume it, or choose another folder" in err
+    assert json.loads((out / "run.json").read_text())["data"]["counts"] == {"own": 4}  # not written over
 
 
 def test_a_dry_run_shows_everything_and_writes_nothing(made, tiny_model_folder, run, tmp_path):

@@ -23,7 +23,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from self1e.errors import CheckpointError, OutputError
+from self1e.errors import CheckpointError, OutputError, SettingError
 from self1e.files import sync
 
 logger = logging.getLogger(__name__)
@@ -47,6 +47,16 @@ def checkpoints(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()), key=step_of)
+
+
+def check_is_new(folder: Path) -> None:
+    """Refuse to start a run where another has left checkpoints.
+
+    Raises:
+        SettingError: It has.
+    """
+    if found := checkpoints(folder):
+        raise SettingError(f"{folder} holds {found[-1].name} of a run; resume it, or choose another folder.")
 
 
 def last_checkpoint(folder: Path) -> Path | None:

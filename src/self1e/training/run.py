@@ -409,6 +409,7 @@ def _watch(trainer: RunTrainer, processor: Any, plan: Plan, out: Path, say: Call
 def _resume_from(facts: Mapping[str, Any], out: Path, resume: str | Path) -> Any:
     """Turn ``auto``, ``never`` or a path into what `Self1ETrainer.train` takes, and compare the two runs."""
     if resume == "never":
+        checkpointing.check_is_new(out)  # before anything of that run is written over
         return None
     checkpoint: Path | None
     if resume == "auto":

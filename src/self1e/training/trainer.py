@@ -166,8 +166,7 @@ class Self1ETrainer(Trainer):
         folder = self._folder
         checkpointing.clean(folder)
         if not resume:
-            if found := checkpointing.checkpoints(folder):
-                raise SettingError(f"{folder} holds {found[-1].name} of a run; resume it, or choose another folder.")
+            checkpointing.check_is_new(folder)
             return None
         checkpoint = checkpointing.last_checkpoint(folder) if resume is True else Path(resume)
         if checkpoint is None:
