@@ -82,7 +82,8 @@ def run(*arguments) -> int:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_the_command_draws_and_says_what_it_lacks(tiny_model_folder, pictures, tmp_path, capsys):
+def test_the_command_draws_and_says_what_it_lacks(tiny_model_folder, pictures, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     pictures[0].save(tmp_path / "a.png")
     common = ("figure", "vqa", tmp_path / "a.png", "--model", tiny_model_folder, "--device", "cpu")
     other = ("--against", tiny_model_folder)

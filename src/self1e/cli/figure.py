@@ -22,7 +22,7 @@ def stages(
     picture: PictureArgument,
     query: QueryOption,
     model: ModelOption = "nano",
-    out: Annotated[Path | None, typer.Option(help="PNG file [default: PICTURE.stages.png].")] = None,
+    out: Annotated[Path | None, typer.Option(help="PNG file [default: NAME.stages.png, here].")] = None,
     max_tiles: TilesOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
@@ -41,7 +41,7 @@ def attention(
     picture: PictureArgument,
     query: QueryOption,
     model: ModelOption = "nano",
-    out: Annotated[Path | None, typer.Option(help="PNG file [default: PICTURE.attention.png].")] = None,
+    out: Annotated[Path | None, typer.Option(help="PNG file [default: NAME.attention.png, here].")] = None,
     layer: Annotated[str, typer.Option(help="1, 2, ... -1 is the last; or 'mean' of all. Heads are averaged.")] = "-1",
     max_tiles: TilesOption = None,
     device: DeviceOption = "auto",
@@ -95,7 +95,7 @@ def vqa(
     base: Annotated[
         Path | None, typer.Option(help="Or the base of MODEL, whose adapters are then turned off for its answers.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="PNG file [default: SOURCE.vqa.png].")] = None,
+    out: Annotated[Path | None, typer.Option(help="PNG file [default: NAME.vqa.png, here].")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 64,
     max_tiles: TilesOption = None,
     device: DeviceOption = "auto",
@@ -144,7 +144,7 @@ def _layer(text: str) -> int | None:
 
 
 def _place(out: Path | None, picture: Path, name: str) -> Path:
-    place = out or picture.with_suffix(f".{name}.png")
+    place = out or Path(f"{picture.stem}.{name}.png")  # here, not beside the picture: that folder is not ours
     if place.suffix.lower() != ".png":
         raise SettingError(f"--out {place}: figures are PNG files; name it {place.with_suffix('.png')}.")
     return place
