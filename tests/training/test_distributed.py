@@ -165,7 +165,8 @@ def test_loss_and_gradients_of_four_processes_are_those_of_one(tmp_path, tiny_mo
 def test_torchrun_starts_the_command(tmp_path, tiny_model_folder, strategy):
     settings = [
         "data.source=scenes", "data.pictures=8", "data.workers=0", "evaluation.on=none", "optim.global_batch=4",
-        "optim.micro_batch=2", "optim.bf16=false", "adapters.rank=2", "saving.log_every=1",
+        "optim.micro_batch=2", "optim.bf16=false", "model.frozen_dtype=float32", "adapters.rank=2",
+        "saving.log_every=1",
         f"distributed.strategy={strategy}",
     ]  # fmt: skip
     command = [

@@ -204,7 +204,7 @@ def test_what_is_missing_is_told_before_anything_starts(tiny_model_folder, tmp_p
 
 
 def test_bytes_of_weights_gradients_and_optimiser_are_exact(tiny_model_folder):
-    recipe = small(tiny_model_folder, "model.frozen_dtype=bfloat16")
+    recipe = small(tiny_model_folder, "model.frozen_dtype=bfloat16", "optim.bf16=true")
     plan = prepare(recipe, device="cpu")
     model = Self1EForConditionalGeneration.from_pretrained(tiny_model_folder, dtype=torch.float32)
     attach_adapters(model, recipe.adapters, frozen_dtype=torch.bfloat16)
@@ -286,3 +286,9 @@ def test_evaluation_waits_for_its_step():
     watching = Watching(None, None, (), find_recipe("self1e-internvl3-2b").evaluation, None)  # type: ignore[arg-type]
     # Step 7 of 400: nothing is touched, or this would fail on what is None.
     assert watching.on_step_end(None, SimpleNamespace(global_step=7, max_steps=400), None) is None
+
+
+def test_float32_products_with_frozen_bfloat16_are_refused(tiny_model_folder):
+    recipe = small(tiny_model_folder, "model.frozen_dtype=bfloat16")
+    with pytest.raises(SettingError, match=r"add --set model.frozen_dtype=float32"):
+        prepare(recipe)

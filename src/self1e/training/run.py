@@ -126,6 +126,11 @@ def prepare(
         DatasetError: Data is missing; the message lists all of it.
         SettingError: Settings do not fit each other.
     """
+    if not recipe.optim.bf16 and recipe.model.frozen_dtype == "bfloat16":
+        raise SettingError(
+            "optim.bf16=false multiplies in float32, but model.frozen_dtype=bfloat16 keeps frozen weights in bfloat16: "
+            "add --set model.frozen_dtype=float32."
+        )
     workers = distributed.process_count()
     accumulation = recipe.optim.accumulation(workers)
     strategy = distributed.choose_strategy(
