@@ -32,7 +32,7 @@ def run_and_kill(folder, *options, timeout=280):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_run_that_is_killed_again_and_again_takes_the_same_steps(tmp_path, workers):
     found = run_and_kill(tmp_path, "--kills", 1, "--torn", 2, "--workers", workers, "--steps", 14, "--seed", workers)
     assert found["same"]

@@ -94,6 +94,7 @@ def test_cached_samples_are_the_samples():
     assert shrunk.targets[0].mask.shape == (50, 100)
 
 
+@pytest.mark.slow  # the whole of nano's recipe; the same is proved at smaller size in test_checkpoints.py
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(tmp_path):
     recipe = replace(RECIPES["nano_smoke"](), bf16=False, attention="sdpa")
     whole = run(recipe, data=None, out=tmp_path / "whole", save_steps=2)
