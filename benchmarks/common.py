@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import platform
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -16,6 +14,7 @@ import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from self1e.machine import find_commit, processor_name
 from self1e.model import Self1EConfig, Self1EForConditionalGeneration
 
 ROOT = Path(__file__).parents[1]
@@ -143,10 +142,9 @@ def operations(work: Callable[[], Any]) -> int:
 
 def facts(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """Everything that numbers depend on."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     return {
         "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": find_commit() or "unknown",
         "date": time.strftime("%Y-%m-%d"),
         "hardware": hardware(device),
         "dtype": str(dtype).removeprefix("torch."),
@@ -160,8 +158,4 @@ def hardware(device: torch.device) -> str:
     """Name the device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return processor_name()

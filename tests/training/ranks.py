@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import distributed as dist
 
 from self1e.data.mixture import Item, Row
+from self1e.machine import process_count, process_index
 from self1e.model import Self1EForConditionalGeneration
 from self1e.processing.processor import Self1EProcessor
 from self1e.training import distributed, run
@@ -123,7 +124,7 @@ def micro_batches(model_folder: Path, num_seg_tokens: int = 1) -> dict[str, dict
 
 def one_pass(model_folder: Path, out: Path, strategy: str) -> None:
     """Loss and gradient of four micro-batches: masks, text about a picture, text alone, masks on two grids."""
-    processes, process = distributed.process_count(), distributed.process_index()
+    processes, process = process_count(), process_index()
     model: Any = Self1EForConditionalGeneration.from_pretrained(model_folder, dtype=torch.float32)
     torch.manual_seed(0)
     attach_adapters(model, ADAPTERS)
@@ -156,7 +157,7 @@ def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def write(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    if distributed.process_index() == 0:
+    if process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
 

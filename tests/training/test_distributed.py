@@ -17,6 +17,7 @@ import self1e
 from self1e.configuration import Self1EConfig
 from self1e.errors import CheckpointError, SettingError
 from self1e.model import Self1EForConditionalGeneration
+from self1e.model.checkpoints.files import read_tensors
 from self1e.training import distributed
 from self1e.training.recipes import RECIPES, Recipe, change, find_recipe
 
@@ -339,7 +340,7 @@ def test_weights_of_a_checkpoint_may_lie_in_several_files(tmp_path):
     save_file({"b": torch.zeros(3)}, tmp_path / "model-2.safetensors")
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    tensors = distributed.read_tensors(tmp_path)
+    tensors = read_tensors(tmp_path)
     assert (tensors["a"].tolist(), tensors["b"].tolist()) == ([1, 1], [0, 0, 0])
 
 

@@ -10,6 +10,7 @@ import typer
 
 from self1e.cli.options import DeviceOption, DtypeOption, ModelOption, say
 from self1e.errors import SettingError
+from self1e.machine import process_index
 
 
 def evaluate(
@@ -62,7 +63,7 @@ def evaluate(
             *(benchmarks or [], suite or [], model, data or [], out, answer, limit, exact, vqa_adapter, base),
             *(device, dtype, report),
         )
-        if _rank():
+        if process_index():
             return
     elif benchmarks or suite:
         raise SettingError("--tables prints what lies in --out; it takes no benchmarks.")
@@ -136,12 +137,6 @@ def _measure(
             with _bar(f"{job.benchmark.name} {runner.SHORT[job.options.answer]}", quiet=processes.rank > 0) as progress:
                 runner.evaluate(job, loaded, processes, progress)
     processes.stop()
-
-
-def _rank() -> int:
-    import os
-
-    return int(os.environ.get("RANK", 0))
 
 
 def _own_device(device: str, count: int) -> str:

@@ -14,7 +14,6 @@ one request, sampling and beams, several processes, several rounds.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,6 +23,7 @@ from PIL import Image
 from self1e.errors import MissingDependencyError, SettingError
 from self1e.inference.answering import BATCH, answer_questions
 from self1e.inference.segmenter import load
+from self1e.machine import process_count
 
 try:
     from lmms_eval.api.model import lmms  # pyright: ignore[reportMissingImports]
@@ -69,7 +69,7 @@ class Self1ELmms(lmms):  # pyright: ignore[reportUntypedBaseClass]
                 f"--model_args: unknown {', '.join(unknown)}; self1e takes pretrained, device, dtype, batch_size and "
                 "max_tiles."
             )
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        if process_count() > 1:
             raise SettingError(
                 "self1e runs in one process under lmms-eval, found WORLD_SIZE above 1; for several devices use "
                 "torchrun -m self1e eval, which shares pictures out."

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from self1e.evaluation.benchmarks import Answer, Benchmark, Opened, Options, fin
 from self1e.evaluation.dump import RowWriter, read_rows
 from self1e.evaluation.metrics.rows import Row
 from self1e.evaluation.protocols import Run
+from self1e.machine import process_count, process_index
 
 _log = logging.getLogger(__name__)
 _SAMPLED = 4096  # numbers of each tensor that go into a model's fingerprint
@@ -46,7 +46,7 @@ class Processes:
     @classmethod
     def start(cls) -> Processes:
         """Read the environment, and meet the others if there are any."""
-        rank, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        rank, count = process_index(), process_count()
         if count > 1:
             import torch.distributed as dist
 

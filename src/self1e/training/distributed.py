@@ -33,16 +33,6 @@ Strategy = Literal["ddp", "fsdp2", "zero2", "zero3"]
 _NO = ("", "0", "false", "no")
 
 
-def process_count() -> int:
-    """Processes that ``torchrun`` or ``accelerate launch`` has started; 1 without them."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def process_index() -> int:
-    """Which of them this is."""
-    return int(os.environ.get("RANK", "0"))
-
-
 def launched_strategy() -> Strategy | None:
     """Return what ``accelerate launch`` was told; None if it was told nothing, or has not started this process.
 
@@ -255,16 +245,3 @@ def _share(whole: Tensor, like: Any) -> Any:
 
     whole = whole.to(like.device)
     return distribute_tensor(whole, like.device_mesh, like.placements) if isinstance(like, DTensor) else whole
-
-
-def read_tensors(checkpoint: Path) -> dict[str, Tensor]:
-    """Read the weights of a checkpoint: ``model.safetensors``, or the files that its index lists."""
-    from safetensors.torch import load_file
-
-    index = checkpoint / "model.safetensors.index.json"
-    if not index.is_file():
-        return load_file(checkpoint / "model.safetensors")
-    tensors: dict[str, Tensor] = {}
-    for name in sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values())):
-        tensors |= load_file(checkpoint / name)
-    return tensors

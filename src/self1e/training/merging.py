@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from self1e.configuration import Self1EConfig
 from self1e.errors import CheckpointError, SettingError
 from self1e.files import check_is_new, new_folder
 from self1e.inference.loading import reading
 from self1e.model.checkpoints.adapters import read_scale
-from self1e.model.checkpoints.files import find_weights
+from self1e.model.checkpoints.files import read_tensors
 from self1e.processing.processor import Self1EProcessor
 from self1e.training import checkpointing
 from self1e.training.adapters import merged_tensors, plain_model
@@ -40,7 +38,7 @@ def merge_checkpoint(source: Path, target: Path, *, dtype: torch.dtype | None = 
     with reading(str(folder)):
         config: Any = Self1EConfig.from_pretrained(folder)
         processor = Self1EProcessor.from_pretrained(folder)
-        stored = _read(folder)
+        stored = read_tensors(folder)
     ranks = {len(tensor) for name, tensor in stored.items() if name.endswith(_LORA_A)}
     if len(ranks) > 1:
         raise CheckpointError(f"{folder}: adapters of ranks {sorted(ranks)}; expected one rank.")
@@ -70,22 +68,6 @@ def find_checkpoint(source: Path) -> Path:
             f"{source}: holds neither config.json nor a checkpoint-N; expected a run or a checkpoint."
         )
     return found
-
-
-def _read(folder: Path) -> dict[str, torch.Tensor]:
-    if not find_weights(folder):
-        raise CheckpointError(f"{folder}: holds no *.safetensors.")
-    tensors: dict[str, torch.Tensor] = {}
-    for path in sorted({folder / name for name in _files(folder)}):
-        tensors |= load_file(path)
-    return tensors
-
-
-def _files(folder: Path) -> set[str]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        return set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-    return {"model.safetensors"}
 
 
 def push(folder: Path, name: str) -> str:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from self1e.errors import SettingError
 from self1e.files import atomic_write
+from self1e.machine import process_count
 from self1e.training.recipes.nano import TrainRecipe
+from self1e.training.recipes.overriding import differences
 
 
 def run(recipe: TrainRecipe, *, data: Path | None, out: Path, resume: bool = False, save_steps: int = 200) -> Path:
@@ -41,7 +42,7 @@ def run(recipe: TrainRecipe, *, data: Path | None, out: Path, resume: bool = Fal
     from self1e.training.guards import Guarded
     from self1e.training.trainer import make_trainer
 
-    workers = _workers()
+    workers = process_count()
     for batch in (recipe.batch_size, recipe.encoder_batch_size):
         if batch % workers:
             raise SettingError(f"A batch of {batch} pictures cannot be shared out to {workers} processes evenly.")
@@ -173,8 +174,7 @@ def _check_folder(recipe: TrainRecipe, out: Path, resume: bool) -> None:
     known = out / "recipe.json"
     if not known.is_file():
         return
-    old, new = json.loads(known.read_text("utf-8")), asdict(recipe)
-    changed = [f"{name}: {old.get(name)!r} -> {new[name]!r}" for name in new if old.get(name) != new[name]]
+    changed = differences(json.loads(known.read_text("utf-8")), recipe)
     # A longer or shorter run is the same run as long as its learning rate has not begun to fall (`decay_steps`).
     changed = [change for change in changed if not change.startswith("pictures:")]
     if changed:
@@ -182,11 +182,6 @@ def _check_folder(recipe: TrainRecipe, out: Path, resume: bool) -> None:
             f"{out} holds a run of another recipe ({'; '.join(changed)}); resuming would mix the two. "
             "Use the old settings, or another folder."
         )
-
-
-def _workers() -> int:
-    """Processes that ``torchrun`` has started; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _arguments(
@@ -202,7 +197,7 @@ def _arguments(
     import torch
     from transformers import TrainingArguments
 
-    workers = _workers()
+    workers = process_count()
     return TrainingArguments(
         output_dir=str(out),
         per_device_train_batch_size=batch // workers,

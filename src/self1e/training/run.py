@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from importlib.metadata import PackageNotFoundError, version
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from self1e.errors import SettingError
 from self1e.files import atomic_write
 from self1e.inference.loading import choose_device, find_model, reading
 from self1e.inference.memory import free_memory
+from self1e.machine import find_commit, process_count, process_index, versions
 from self1e.model import Self1EForConditionalGeneration
 from self1e.model.losses import LossWeights
 from self1e.processing.processor import Self1EProcessor
@@ -131,8 +130,8 @@ def prepare(
             "optim.bf16=false multiplies in float32, but model.frozen_dtype=bfloat16 keeps frozen weights in bfloat16: "
             "add --set model.frozen_dtype=float32."
         )
-    workers = distributed.process_count()
-    accumulation = recipe.optim.accumulation(workers)
+    workers = process_count()
+    recipe.optim.accumulation(workers)  # refuses a global batch that cannot be shared out
     strategy = distributed.choose_strategy(
         recipe.distributed.strategy, processes=workers, max_tiles=recipe.data.max_tiles
     )
@@ -148,7 +147,6 @@ def prepare(
         )
     steps = recipe.optim.steps or recipe.data.epochs * items
     chosen = choose_device(device)
-    assert accumulation >= 1
     return Plan(
         recipe=recipe,
         base=path,
@@ -205,11 +203,11 @@ def run(
         "steps": plan.steps,
         "data": plan.data.fingerprint(),
         "commit": find_commit(),
-        "versions": versions(),
+        "versions": versions("self1e", "torch", "transformers", "peft", "accelerate", "numpy", "pillow"),
     }
     out.mkdir(parents=True, exist_ok=True)
     start = _resume_from(facts, out, resume)
-    if distributed.process_index() == 0:
+    if process_index() == 0:
         restore_best(out)
         atomic_write(out / RECIPE, _json(asdict(recipe)))
         atomic_write(out / FACTS, _json(facts))
@@ -465,33 +463,6 @@ def check_report_to(report_to: Sequence[str]) -> None:
 def with_base(recipe: Recipe, base: str | None) -> Recipe:
     """Put another base into a recipe."""
     return recipe if base is None else replace(recipe, model=replace(recipe.model, base=base))
-
-
-def find_commit() -> str | None:
-    """The commit of the source that runs, with a mark if it was changed; None outside a repository."""
-    folder = Path(__file__).parent
-
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", *words], cwd=folder, capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-
-    try:
-        commit = git("rev-parse", "HEAD")
-        return f"{commit} (changed)" if git("status", "--porcelain", "--untracked-files=no", "--", ".") else commit
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def versions() -> dict[str, str]:
-    """Versions of what computes."""
-    found = {}
-    for name in ("self1e", "torch", "transformers", "peft", "accelerate", "numpy", "pillow"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 def _json(found: Any) -> bytes:

@@ -11,7 +11,6 @@ import math
 import shutil
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +23,9 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import seed_worker
 
 from self1e.errors import CheckpointError, OutputError, Self1EError, SettingError, TrainingError
+from self1e.machine import versions
 from self1e.model import Self1EForConditionalGeneration
+from self1e.model.checkpoints.files import read_tensors
 from self1e.training import checkpointing, distributed
 from self1e.training.collate import Collator
 from self1e.training.order import GlobalBatches
@@ -34,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 # A full disk comes as any of these, depending on who writes.
 _WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
+_COMPARED = ("self1e", "torch", "transformers")
+"""What rounding depends on."""
 _WRAPPERS = ("_fsdp_wrapped_module.", "_orig_mod.", "_checkpoint_wrapped_module.")
 
 
@@ -193,9 +196,9 @@ class Self1ETrainer(Trainer):
                 processes,
                 self.args.world_size,
             )
-        then, versions = self._resumed.get("versions", {}), _versions()
+        then, now_used = self._resumed.get("versions", {}), versions(*_COMPARED)
         if changed := [
-            f"{name} {then.get(name)} -> {versions[name]}" for name in versions if then.get(name) != versions[name]
+            f"{name} {then.get(name)} -> {used}" for name, used in now_used.items() if then.get(name) != used
         ]:
             logger.warning(
                 "%s is of other versions (%s): results may differ in rounding.", checkpoint, ", ".join(changed)
@@ -386,7 +389,7 @@ class Self1ETrainer(Trainer):
             return
         checkpoint = Path(resume_from_checkpoint)
         sharded: Any = self.model
-        distributed.load_model(sharded, distributed.read_tensors(checkpoint), checkpoint)
+        distributed.load_model(sharded, read_tensors(checkpoint), checkpoint)
 
     def _facts(self) -> dict[str, Any]:
         return {
@@ -394,7 +397,7 @@ class Self1ETrainer(Trainer):
             "processes": self.args.world_size,
             "optimizer": self._optimizer_name(),
             "parameters": self._parameters,
-            "versions": _versions(),
+            "versions": versions(*_COMPARED),
         }
 
     def _optimizer_name(self) -> str:
@@ -525,10 +528,6 @@ def _bytes(found: Any) -> int:
     if isinstance(found, dict):
         return sum(_bytes(value) for value in found.values())
     return sum(_bytes(value) for value in found) if isinstance(found, list | tuple) else 0
-
-
-def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("self1e", "torch", "transformers")}
 
 
 def _source(dataset: Any, index: int) -> str:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from self1e.data.files import read_json
 from self1e.files import atomic_write
+from self1e.machine import find_commit, processor_name
 
 FILE = "provenance.json"
 
@@ -33,7 +32,7 @@ def record(out: Path, segmenter: Any, arguments: Sequence[str]) -> None:
         "command": " ".join(["self1e", *arguments]),
         "model": segmenter.name,
         "parameters": sum(parameter.numel() for parameter in segmenter.model.parameters()),
-        "commit": commit(),
+        "commit": find_commit() or "",
         "versions": f"self1e {self1e.__version__}, torch {torch.__version__}, transformers {transformers.__version__}",
         "hardware": hardware(segmenter.device),
         "dtype": str(segmenter.dtype).removeprefix("torch."),
@@ -51,34 +50,9 @@ def read(out: Path) -> list[dict[str, Any]]:
     return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
 
 
-def commit() -> str:
-    """Name the commit of a checkout, with a mark if files changed since; "" for an installed package."""
-    here = Path(__file__).parents[4]
-    if not (here / ".git").exists():
-        return ""  # installed: the version says it all
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip()
-
-
 def hardware(device: Any) -> str:
     """Name processor and accelerator."""
     import torch
 
-    name = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    found = f"{os.cpu_count()} cores of {models[0] if models else name}, {torch.get_num_threads()} threads"
+    found = f"{os.cpu_count()} cores of {processor_name()}, {torch.get_num_threads()} threads"
     return f"{torch.cuda.get_device_name(device)}, {found}" if device.type == "cuda" else found

@@ -81,6 +81,16 @@ def find_weights(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """Read all of a folder's tensors at once, as they are stored.
+
+    Raises:
+        CheckpointError: There are no weights, or a file is damaged.
+    """
+    files = WeightFiles(folder)
+    return {name: files.read(name) for name in files.tensors}
+
+
 class WeightFiles:
     """The tensors of a folder: headers are read at once, data one tensor at a time.
 
