@@ -1,0 +1,1 @@
+"""The HTTP service: ``self1e serve``, or `create_app` under any ASGI server. Needs the extra ``serve``."""
