@@ -1,4 +1,4 @@
-"""``self1e demo``: a drawn scene and a photograph, on any machine, offline."""
+"""``self1e demo``: a drawn scene and a photograph, on any machine, offline; ``--web``: a page to try your own."""
 
 from __future__ import annotations
 
@@ -21,8 +21,19 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("self1e-demo"),
     model: ModelOption = "nano",
     device: DeviceOption = "auto",
+    web: Annotated[bool, typer.Option("--web", help="Serve a web page instead (extra: demo); Ctrl-C ends it.")] = False,
+    host: Annotated[
+        str, typer.Option(help="With --web: 127.0.0.1 is this machine only; 0.0.0.0 is everybody, without password.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="With --web; 0 takes any that is free.", min=0, max=65535)] = 7860,
 ) -> None:
-    """Segment a drawn scene and a photograph, and say where the pictures are."""
+    """Segment a drawn scene and a photograph, and say where the pictures are.
+
+    With --web: a page for pictures of your own, with masks, class maps, chat and a look inside the model.
+    """
+    if web:
+        _serve(model, device, host, port)
+        return
     from self1e.data.scenes import Scenes
     from self1e.evaluation.metrics import intersection_union, iou
     from self1e.inference.export import write_outputs
@@ -55,3 +66,13 @@ def demo(
 def _told(result: Any, k: int) -> str:
     width, height = result.size_wh
     return summary(result.queries[k], int(result.areas[k]), width * height, float(result.scores[k]))
+
+
+def _serve(name: str, device: str, host: str, port: int) -> None:
+    from self1e.web.page import check_gradio, serve
+
+    check_gradio()  # before the model is loaded, which may take minutes
+    loaded = load_quietly(name, device, "auto")
+    if host not in ("127.0.0.1", "localhost", "::1"):
+        say(f"self1e: --host {host}: every machine that reaches this one can use the page; there is no password")
+    serve(loaded, host=host, port=port, started=lambda address: typer.echo(f"{address}  (Ctrl-C ends it)"))

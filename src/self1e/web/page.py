@@ -40,7 +40,7 @@ def build(model: Any, *, max_waiting: int = 32, max_sessions: int = 64, max_byte
     for name, value in (("max_waiting", max_waiting), ("max_sessions", max_sessions), ("max_bytes", max_bytes)):
         if value < 1:
             raise SettingError(f"{name}={value} must be at least 1.")
-    _check_gradio()
+    check_gradio()
     from self1e.web.layout import lay_out
     from self1e.web.workspace import Workspaces
 
@@ -88,7 +88,7 @@ def mount(app: Any, model: Any, *, path: str = "/web", **bounds: Any) -> Any:
 
 def application(model: Any, **bounds: Any) -> Any:
     """Return a FastAPI application that is the page and nothing else."""
-    _check_gradio()
+    check_gradio()
     from fastapi import FastAPI
 
     return mount(FastAPI(openapi_url=None), model, path="/", **bounds)
@@ -138,7 +138,7 @@ def _listening(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def _check_gradio() -> None:
+def check_gradio() -> None:
     """Say what to install; and keep gradio from telling anybody that it runs."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:

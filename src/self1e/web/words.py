@@ -19,7 +19,8 @@ def header(model: Any) -> str:
     ]
     return (
         "<header class='s1-head'><h1>SELF1E</h1><p>Ask for a thing in a picture, get its mask.</p>"
-        f"<p class='s1-facts'>Model: {', '.join(facts)}.<br>{escape(knows(model))} {escape(rejects(model))}</p></header>"
+        f"<p class='s1-facts'>Model: {', '.join(facts)}.<br>"
+        f"{escape(knows(model))} {escape(rejects(model))}</p></header>"
     )
 
 
@@ -29,7 +30,8 @@ def knows(model: Any) -> str:
         from self1e.cli.options import NANO_KNOWS
 
         known = NANO_KNOWS.partition(";")[0]
-        return f"{known[0].upper()}{known[1:]}; about anything else it guesses. A full model: self1e demo --web --model NAME."
+        more = "about anything else it guesses. A full model: self1e demo --web --model NAME."
+        return f"{known}; {more}"
     return "It takes any words; about things unlike its training data it guesses. Its model card says what those were."
 
 
@@ -64,13 +66,11 @@ def table(rows: Sequence[Row], *, what: str = "Query") -> str:
 def _line(row: Row) -> str:
     red, green, blue = row.color
     swatch = f"<span class='s1-swatch' style='background:rgb({red},{green},{blue})'></span>"
+    name = f"<th scope='row'>{swatch}{escape(row.query)}</th>"
     if not row.is_there:
         close = f" <small>(surest pixel {row.peak:.0%})</small>" if row.peak else ""
-        return f"<tr class='s1-absent'><th scope='row'>{swatch}{escape(row.query)}</th><td colspan='2'>not there{close}</td></tr>"
-    return (
-        f"<tr><th scope='row'>{swatch}{escape(row.query)}</th><td>{row.score:.2f}</td>"
-        f"<td>{percent(row.share)} <small>{row.area:,} px</small></td></tr>"
-    )
+        return f"<tr class='s1-absent'>{name}<td colspan='2'>not there{close}</td></tr>"
+    return f"<tr>{name}<td>{row.score:.2f}</td><td>{percent(row.share)} <small>{row.area:,} px</small></td></tr>"
 
 
 def percent(share: float) -> str:
@@ -102,8 +102,8 @@ _STYLE = """
 .s1-problem {margin: .3rem 0; padding: .5rem .7rem; border-left: 4px solid #c62828; border-radius: 4px;
   background: var(--error-background-fill); color: var(--body-text-color)}
 .s1-table {width: 100%; border-collapse: collapse; font-size: .95rem}
-.s1-table th, .s1-table td {padding: .35rem .5rem; text-align: left; border-bottom: 1px solid var(--border-color-primary);
-  vertical-align: baseline; overflow-wrap: anywhere}
+.s1-table th, .s1-table td {padding: .35rem .5rem; text-align: left; vertical-align: baseline;
+  border-bottom: 1px solid var(--border-color-primary); overflow-wrap: anywhere}
 .s1-table tbody th {font-weight: 400}
 .s1-table td {white-space: nowrap; font-variant-numeric: tabular-nums}
 .s1-table small, .s1-absent td, .s1-absent th {color: var(--body-text-color-subdued)}

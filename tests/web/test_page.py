@@ -1,0 +1,269 @@
+"""The page itself: it builds, it answers, it says what is wrong, it asks nobody outside. No browser."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import sys
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from self1e.errors import MissingDependencyError, SettingError
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of other packages, while they are imported
+    pytest.importorskip("gradio", reason="gradio is not installed: pip install 'self1e[demo]'")
+    from fastapi.testclient import TestClient
+
+from self1e.web.examples import PORTRAIT
+from self1e.web.page import application, build, serve
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+Call = Callable[..., list[Any]]
+
+
+@pytest.fixture(scope="module")
+def client(tiny_model: Any) -> Iterator[Any]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # gradio's and starlette's own
+        with TestClient(application(tiny_model), base_url="http://127.0.0.1:7860") as client:
+            yield client
+
+
+@pytest.fixture(scope="module")
+def call(client: Any) -> Call:
+    """Press a button in a browser session: what the page's outputs become."""
+
+    def pressed(name: str, *data: Any, session: str = "me") -> list[Any]:
+        event = client.post(f"/gradio_api/call/{name}", json={"data": list(data), "session_hash": session})
+        assert event.status_code == 200, event.text
+        lines = client.get(f"/gradio_api/call/{name}/{event.json()['event_id']}").text
+        told = re.findall(r"event: (\w+)\ndata: (.*)\n", lines)
+        assert told[-1][0] == "complete", lines[-500:]
+        return json.loads(told[-1][1]) or json.loads(told[-2][1])
+
+    return pressed
+
+
+@pytest.fixture(scope="module")
+def upload(client: Any) -> Callable[[str, bytes], dict[str, Any]]:
+    """Give the page a file, as a browser does."""
+
+    def uploaded(name: str, data: bytes) -> dict[str, Any]:
+        [path] = client.post("/gradio_api/upload", files={"files": (name, data)}).json()
+        return {"path": path, "orig_name": name, "meta": {"_type": "gradio.FileData"}}
+
+    return uploaded
+
+
+@pytest.fixture(scope="module")
+def picture(upload: Any) -> dict[str, Any]:
+    return upload("astronaut.jpg", PORTRAIT.read_bytes())
+
+
+def find(call: Call, picture: Any, queries: str = "a cup\na dog", threshold: float = -6, **more: Any) -> list[Any]:
+    return call("find", picture, queries, "auto", 1, threshold, 0.5, **more)
+
+
+def fetched(client: Any, file: Any) -> bytes:
+    return client.get(f"/gradio_api/file={file['path']}").content
+
+
+def test_the_page_comes_and_loads_nothing_from_outside(client):
+    page = client.get("/").text
+    assert "SELF1E" in page
+    loaded = re.findall(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=[\"']([^\"']+)", page)
+    assert loaded
+    assert not [address for address in loaded if "//" in address]
+    css = client.get("/theme.css").text
+    assert not re.findall(r"https?://|@import", css)
+    config = client.get("/config").json()
+    assert config["analytics_enabled"] is False
+    assert "Model: <b>" in json.dumps(config)
+
+
+def test_two_queries_become_two_layers_with_score_and_area(call, client, picture):
+    status, result, layers, table, _ = find(call, picture)
+    assert status == ""
+    assert fetched(client, result)[:4] == b"RIFF"  # WebP
+    assert [choice[0] for choice in layers["choices"]] == ["a cup", "a dog"]
+    assert table.count("<tr>") == 3
+    assert "px</small>" in table
+
+
+def test_the_threshold_changes_masks_without_the_model(call, picture, tiny_model, monkeypatch):
+    _, before, _, table, _ = find(call, picture)
+    monkeypatch.setattr(type(tiny_model), "mask_logits", None)
+    monkeypatch.setattr(type(tiny_model), "encode", None)
+    status, stricter, told = call("threshold", 6, ["0", "1"], 0.5)
+    assert status == ""
+    assert told != table
+    assert "not there" in told
+    assert stricter["value"]["path"] != before["path"] if "value" in stricter else stricter["path"] != before["path"]
+
+
+def test_layers_and_opacity_draw_anew(call, picture):
+    find(call, picture)
+    images = [call("layers", layers, opacity)[1] for layers, opacity in [(["0"], 0.5), ([], 0.5), (["0"], 1)]]
+    assert len({json.dumps(image) for image in images}) == 3
+
+
+def test_sliders_before_anything_was_found_do_nothing(call):
+    assert call("threshold", 1, [], 0.5, session="new")[0] == ""
+    assert call("layers", [], 0.5, session="new")[0] == ""
+    assert call("map_opacity", 0.5, session="new")[0] == ""
+    assert call("layer", 1, session="new")[0] == ""
+
+
+def test_masks_can_be_taken_home(call, client, picture):
+    find(call, picture)
+    status, file = call("download", ["coco", "mask"])
+    assert "astronaut.zip is ready" in status
+    with zipfile.ZipFile(io.BytesIO(fetched(client, file))) as archive:
+        assert archive.namelist() == ["astronaut.coco.json", "astronaut.mask0.png", "astronaut.mask1.png"]
+    status, file = call("download", ["json"])
+    assert json.loads(fetched(client, file))["source"] == "astronaut.jpg"
+    assert "role='alert'" in call("download", [])[0]
+    assert "find something first" in call("download", ["json"], session="new")[0]
+
+
+def test_a_map_has_a_row_per_class_and_a_file(call, client, picture):
+    status, result, table, _ = call("map", picture, "sky, cup", True, 1, 0.5)
+    assert status == ""
+    assert result
+    assert table.count("scope='row'") == 2
+    assert call("map_opacity", 1.0)[1] != result
+    assert "astronaut.semantic.zip is ready" in call("map_download")[0]
+    assert "make one first" in call("map_download", session="new")[0]
+
+
+def test_a_conversation_has_masks_inline_and_can_be_saved(call, client, picture):
+    status, talk, _ = call("chat", picture, "the cup", "segment", 1)
+    assert "You asked for a mask" in status
+    assert [message["role"] for message in talk][:2] == ["user", "assistant"]
+    assert "[SEG]" in json.dumps(talk)
+    _, talk, _ = call("chat", picture, "and the dog", "segment", 1)
+    assert sum(message["role"] == "user" for message in talk) == 2
+    status, file = call("chat_download")
+    assert "conversation.json is ready" in status
+    assert fetched(client, file)
+    assert call("new_chat")[1] == []
+    assert "send a message first" in call("chat_download")[0]
+    assert "role='alert'" in call("chat", picture, "  ", "auto", 1)[0]
+
+
+def test_stopping_when_nothing_is_written_is_no_error(call):
+    call("stop")
+
+
+def test_it_shows_how_it_sees(call, picture, tiny_model):
+    status, stages, attention = call("see", picture, "the cup", 0)
+    assert "of its attention to the picture" in status
+    assert len(stages) >= 3
+    assert call("layer", 1)[1] != attention
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("bad.png", b"no picture at all"), ("cut.jpg", PORTRAIT.read_bytes()[:200]), ("empty.png", b"")],
+)
+def test_a_bad_picture_is_a_message_everywhere(call, upload, name, content):
+    bad = upload(name, content)
+    for status in (
+        call("picture", bad)[0],
+        find(call, bad)[0],
+        call("map", bad, "sky", False, 1, 0.5)[0],
+        call("chat", bad, "what?", "auto", 1)[0],
+        call("see", bad, "cup", 0)[0],
+    ):
+        assert status.startswith("<p class='s1-problem' role='alert'>" + name.partition(".")[0])
+        assert "Traceback" not in status
+        assert "/tmp" not in status
+
+
+def test_what_is_missing_is_said(call, picture):
+    assert "no picture yet" in find(call, None)[0]
+    assert "one thing per line" in find(call, picture, "")[0]
+    assert "Name the classes" in call("map", picture, "", False, 1, 0.5)[0]
+    assert "look for" in call("see", picture, "", 0)[0]
+
+
+def test_a_failure_inside_is_said_in_a_line_and_logged(call, picture, tiny_model, monkeypatch, caplog):
+    def fail(*arguments: Any, **more: Any) -> None:
+        raise RuntimeError("secret /path")
+
+    monkeypatch.setattr(type(tiny_model), "mask_logits", fail)
+    status = find(call, picture)[0]
+    assert "Something failed inside (RuntimeError)" in status
+    assert "secret" not in status
+    assert "secret" in caplog.text
+    monkeypatch.setattr(
+        type(tiny_model), "mask_logits", lambda *a, **b: (_ for _ in ()).throw(RuntimeError("CUDA out of memory"))
+    )
+    assert "not enough memory" in find(call, picture)[0]
+
+
+def test_another_picture_clears_the_page(call, picture):
+    find(call, picture, session="clearing")
+    about, *rest = call("picture", None, session="clearing")
+    assert "No picture yet" in about
+    assert len(rest) == 15
+    assert "find something first" in call("download", ["json"], session="clearing")[0]
+
+
+def test_sessions_do_not_see_each_other(call, picture):
+    find(call, picture, session="mine")
+    assert "find something first" in call("download", ["json"], session="yours")[0]
+
+
+def test_other_files_of_the_server_are_not_handed_out(client):
+    assert client.get("/gradio_api/file=/etc/passwd").status_code in (403, 404)
+    path = Path(__file__).resolve()
+    answer = client.post(
+        "/gradio_api/call/find",
+        json={"data": [{"path": str(path), "meta": {"_type": "gradio.FileData"}}, "x", "auto", 1, 0, 0.5]},
+    )
+    if answer.status_code == 200:
+        told = client.get(f"/gradio_api/call/find/{answer.json()['event_id']}").text
+        assert "event: error" in told
+
+
+def test_bounds_are_checked(tiny_model):
+    with pytest.raises(SettingError, match="max_waiting=0"):
+        build(tiny_model, max_waiting=0)
+
+
+def test_the_queue_is_bounded(client):
+    assert client.app.routes[-1].app.get_blocks()._queue.max_size == 32
+
+
+def test_a_port_that_is_taken_is_said(tiny_model):
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SettingError, match="--port 0"):
+        serve(tiny_model, port=taken.getsockname()[1])
+
+
+def test_without_gradio_it_says_what_to_install(tiny_model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'self1e\[demo\]'"):
+        build(tiny_model)
+
+
+def test_the_page_can_be_a_part_of_another_application(tiny_model):
+    from fastapi import FastAPI
+
+    from self1e.web.page import mount
+
+    app = FastAPI()
+    app.get("/health")(lambda: "well")
+    with TestClient(mount(app, tiny_model, path="/web"), base_url="http://127.0.0.1") as client:
+        assert client.get("/health").json() == "well"
+        assert "SELF1E" in client.get("/web/").text
