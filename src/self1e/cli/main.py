@@ -26,6 +26,7 @@ from self1e.cli.info import info
 from self1e.cli.merge import merge
 from self1e.cli.segment import segment
 from self1e.cli.semantic import semantic
+from self1e.cli.serve import serve
 from self1e.cli.train import train
 from self1e.errors import PromptError, Self1EError, SettingError
 
@@ -83,7 +84,7 @@ def version() -> None:
     typer.echo(f"self1e {__version__}")
 
 
-for command in (segment, semantic, chat, demo, train, finetune, merge, calibrate, info, convert, doctor, version):
+for command in (segment, semantic, chat, serve, demo, train, finetune, merge, calibrate, info, convert, doctor, version):
     app.command()(command)
 app.command("eval")(evaluate)
 app.add_typer(data, name="data")

@@ -87,14 +87,20 @@ class Queries(Job):
         return some
 
 
+@dataclass(frozen=True)
+class Final:
+    """What the last step of a job yields: the job's answer."""
+
+    value: Any
+
+
 @dataclass(eq=False, kw_only=True)
 class Steps(Job):
-    """Work in steps; its answer is the last one's value."""
+    """Work in steps, of which the last one yields `Final`."""
 
     steps: Iterator[Any]
     tell: Callable[[Any], None] | None = None
-    """Called with every step's value, in the worker's thread."""
-    last: Any = None
+    """Called with what the other steps yield, in the worker's thread."""
 
     def abandon(self) -> None:
         """Close the generator: a turn of a conversation then keeps what was said."""
@@ -271,17 +277,18 @@ class Worker:
     def _step(self, job: Steps) -> list[Job]:
         """Take one step of a job; return it if it is not done."""
         try:
-            job.last = next(job.steps)
-            if job.tell is not None:
-                job.tell(job.last)
-        except StopIteration:
-            job.succeed(job.last)
-            return []
+            value = next(job.steps)
+            if not isinstance(value, Final):
+                if job.tell is not None:
+                    job.tell(value)
+                return [job]
         except Exception as error:
             self._try(job.abandon)
             job.fail(error)
-            return []
-        return [job]
+        else:
+            self._try(job.abandon)
+            job.succeed(value.value)
+        return []
 
     def _try(self, function: Callable[[], None]) -> None:
         try:
