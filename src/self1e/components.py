@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from self1e.errors import SettingError
-from self1e.structures import run_lengths
+from self1e.structures import encode_edges, run_lengths
 
 
 class Runs(NamedTuple):
@@ -60,21 +60,14 @@ def read_runs(rle: dict[str, Any], *, background: bool = False) -> Runs:
 
 def encode_runs(runs: Runs, size_hw: tuple[int, int]) -> dict[str, Any]:
     """Encode runs that do not overlap, in any order, as compressed COCO RLE."""
-    from pycocotools import mask as coco
-
-    height, width = size_hw
-    starts = runs.column * height + runs.top
+    starts = runs.column * size_hw[0] + runs.top
     order = np.argsort(starts, kind="stable")
     starts, ends = starts[order], (starts + runs.lengths)[order]
     is_new = np.ones(len(starts), dtype=bool)  # unless it goes on where the one before has ended
     is_new[1:] = starts[1:] != ends[:-1]
     is_last = np.roll(is_new, -1)
     edges = np.stack([starts[is_new], ends[is_last]], axis=1).ravel()
-    counts = np.diff(edges, prepend=0, append=height * width)
-    if counts[-1] == 0:
-        counts = counts[:-1]
-    codec: Any = coco
-    return dict(codec.frPyObjects([{"size": [height, width], "counts": counts.tolist()}], height, width)[0])
+    return encode_edges(edges, size_hw)[0]
 
 
 def label_runs(runs: Runs, size_hw: tuple[int, int], connectivity: int = 8) -> np.ndarray:

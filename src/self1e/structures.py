@@ -80,6 +80,8 @@ class Segmentation:
     """Where the picture comes from: error messages and exported files name it."""
     mask_logits: np.ndarray | None = field(default=None)
     """Float32 ``(K, h, w)`` before scaling to the picture's size, above 0 is foreground; kept on request only."""
+    _dense: np.ndarray | None = field(default=None, init=False)
+    """Bool ``(K, H, W)``, if they are kept (`decoded`)."""
 
     def __post_init__(self) -> None:
         if isinstance(self.queries, str):
@@ -134,7 +136,9 @@ class Segmentation:
 
     @property
     def masks(self) -> np.ndarray:
-        """All masks, bool ``(K, H, W)``: decoded anew on every access, K times H times W bytes."""
+        """All masks, bool ``(K, H, W)``: decoded anew on every access, K times H times W bytes (see `decoded`)."""
+        if self._dense is not None:
+            return self._dense
         width, height = self.size_wh
         masks = np.empty((len(self), height, width), dtype=bool)
         for k in range(len(self)):
@@ -143,7 +147,21 @@ class Segmentation:
 
     def mask(self, k: int = 0) -> np.ndarray:
         """Decode the mask of query ``k``, bool ``(H, W)``."""
+        if self._dense is not None:
+            return self._dense[self._index(k)]
         return decode_rle(self.rles[self._index(k)])
+
+    def decoded(self) -> Segmentation:
+        """Return the same result with its masks kept as pixels: ``masks`` and ``mask`` then cost nothing.
+
+        They take K times H times W bytes as long as it lives, and are read-only. ``result[k]`` and
+        ``dataclasses.replace`` make results without them.
+        """
+        found = replace(self)
+        masks = self.masks
+        masks.setflags(write=False)
+        object.__setattr__(found, "_dense", masks)
+        return found
 
     @property
     def areas(self) -> np.ndarray:
@@ -352,6 +370,36 @@ def encode_mask(mask: ArrayLike) -> dict[str, Any]:
     if array.dtype.kind not in "bui":
         raise SettingError(f"A mask has dtype {array.dtype}, expected bool: threshold first, e.g. mask_logits > 0.")
     return dict(coco.encode(np.asfortranarray(array != 0, dtype=np.uint8)))
+
+
+def encode_edges(edges: ArrayLike, size_hw: tuple[int, int]) -> tuple[dict[str, Any], int]:
+    """Encode a mask by the places where it changes, as compressed COCO RLE.
+
+    Args:
+        edges: Places down the columns at which foreground begins, ends, begins ..., int64, rising; the end of the
+            picture may be among them.
+        size_hw: Height and width of the mask.
+
+    Returns:
+        The code, byte for byte that of pycocotools, and the area.
+    """
+    height, width = size_hw
+    counts = np.diff(np.asarray(edges, dtype=np.int64), prepend=0, append=height * width)
+    if len(counts) > 1 and counts[-1] == 0:
+        counts = counts[:-1]
+    return {"size": [height, width], "counts": compressed_counts(counts)}, int(counts[1::2].sum())
+
+
+def compressed_counts(counts: np.ndarray) -> bytes:
+    """Write run lengths as COCO's compressed counts, int64 ``(R,)``: the opposite of `run_lengths`."""
+    values = counts.copy()
+    values[3:] -= counts[1:-2]
+    places = 5 * np.arange(7)  # 7 digits hold any difference of runs below 2**32
+    # The last digit's highest bit is the sign: the fewest digits that hold the value and its sign.
+    digits = 1 + (np.where(values < 0, ~values, values)[:, None] >= (16 << places[:-1])).sum(1)
+    codes = (values[:, None] >> places) & 31
+    codes += 48 + 32 * (np.arange(7) < digits[:, None] - 1)
+    return codes[np.arange(7) < digits[:, None]].astype(np.uint8).tobytes()
 
 
 def decode_rle(rle: dict[str, Any]) -> np.ndarray:
