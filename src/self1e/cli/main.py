@@ -84,8 +84,9 @@ def version() -> None:
     typer.echo(f"self1e {__version__}")
 
 
-for command in (segment, semantic, chat, serve, demo, train, finetune, merge, calibrate, info, convert, doctor, version):
+for command in (segment, semantic, chat, serve, demo, train, finetune, merge, calibrate, info, convert, doctor):
     app.command()(command)
+app.command()(version)
 app.command("eval")(evaluate)
 app.add_typer(data, name="data")
 app.add_typer(figure, name="figure")
