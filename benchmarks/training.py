@@ -39,6 +39,7 @@ from common import (
     random_model,
     timed,
 )
+from literal import literal_masks
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -48,7 +49,6 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from self1e.model import Self1EConfig, Self1EForConditionalGeneration
 from self1e.model.attention import dual_perception_attention_mask
 from self1e.model.losses import mask_losses
-from self1e.model.mask_head import MaskHead, depth_to_space, upsample
 from self1e.training.adapters import attach_adapters
 from self1e.training.recipes.settings import AdapterSettings
 
@@ -148,24 +148,6 @@ def literal_loss(model: Self1EForConditionalGeneration, batch: Batch) -> Tensor:
             bce, dice = mask_losses([logits], [batch["mask_targets"][row]])
             loss = loss + (model.loss_weights.bce * bce + model.loss_weights.dice * dice) / queries
     return loss
-
-
-def literal_masks(
-    head: MaskHead, *, fine: Tensor, coarse_in: Tensor, coarse_out: Tensor, seg: Tensor
-) -> tuple[Tensor, Tensor]:
-    """METHOD section 5, step by step: mask and auxiliary mask of one row."""
-    language, known, final = head.expand_language, head.expand_vision, head.final_mlp
-    assert language is not None
-    assert known is not None
-    assert final is not None
-    seen = language(coarse_out)
-    residual = depth_to_space(seen - known(coarse_in), language.scale)
-    pixels = known.unfold(fine)
-    pixels = final(pixels + upsample(residual, (pixels.shape[1], pixels.shape[2])))
-    query = final(language.mean(seg))
-    width = query.shape[-1] ** 0.5
-    low = depth_to_space(seen, language.scale)
-    return tuple(torch.einsum("khwd,kd->khw", x, query) / width for x in (pixels, low))  # pyright: ignore
 
 
 PATHS: dict[str, Callable[[Self1EForConditionalGeneration, Batch], Tensor]] = {
