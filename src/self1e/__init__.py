@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         PromptError,
         Self1EError,
         SettingError,
+        ShortageError,
         TrainingError,
     )
     from self1e.inference.folder import segment_folder
@@ -58,6 +59,7 @@ _HOME = {
     "DatasetError": "self1e.errors",
     "MissingDependencyError": "self1e.errors",
     "OutputError": "self1e.errors",
+    "ShortageError": "self1e.errors",
     "TrainingError": "self1e.errors",
     "PictureLimits": "self1e.processing.limits",
     "open_picture": "self1e.processing.pictures",
@@ -82,6 +84,7 @@ __all__ = [
     "Self1EProcessor",
     "Session",
     "SettingError",
+    "ShortageError",
     "TileGrid",
     "TrainingError",
     "__version__",

@@ -37,6 +37,10 @@ class TrainingError(Self1EError, ArithmeticError):
     """Training that cannot go on: a loss or a gradient that is not a number."""
 
 
+class ShortageError(Self1EError, MemoryError):
+    """Not even the smallest piece of the work fits into the memory; the message says how much it takes."""
+
+
 class OutputError(Self1EError, OSError):
     """Results that cannot be written: a full disk, a folder that is not writable or in use by another run."""
 
