@@ -223,16 +223,21 @@ def test_sessions_do_not_see_each_other(call, picture):
     assert "find something first" in call("download", ["json"], session="yours")[0]
 
 
-def test_other_files_of_the_server_are_not_handed_out(client):
-    assert client.get("/gradio_api/file=/etc/passwd").status_code in (403, 404)
-    path = Path(__file__).resolve()
-    answer = client.post(
-        "/gradio_api/call/find",
-        json={"data": [{"path": str(path), "meta": {"_type": "gradio.FileData"}}, "x", "auto", 1, 0, 0.5]},
-    )
-    if answer.status_code == 200:
-        told = client.get(f"/gradio_api/call/find/{answer.json()['event_id']}").text
-        assert "event: error" in told
+@pytest.mark.parametrize("path", [str(Path(__file__).resolve()), "/etc/passwd", "http://127.0.0.1:9/x.png"])
+def test_neither_files_of_the_server_nor_addresses_are_taken(client, path):
+    assert client.get(f"/gradio_api/file={path}").status_code in (403, 404)
+    data = [{"path": path, "meta": {"_type": "gradio.FileData"}}, "x", "auto", 1, 0, 0.5]
+    event = client.post("/gradio_api/call/find", json={"data": data}).json()["event_id"]
+    assert "event: error" in client.get(f"/gradio_api/call/find/{event}").text
+
+
+def test_an_example_fills_every_part_of_the_page(call):
+    picture, queries, classes, question, query = call("example", 0, session="examples")
+    assert "the person" in queries
+    assert all((classes, question, query))
+    assert "512 x 512 pixels" in call("picture", picture, session="examples")[0]
+    picture["meta"] = {"_type": "gradio.FileData"}
+    assert find(call, picture, session="examples")[0] == ""
 
 
 def test_bounds_are_checked(tiny_model):

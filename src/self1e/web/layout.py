@@ -16,7 +16,7 @@ from self1e.errors import Self1EError
 from self1e.inference.export import FORMATS
 from self1e.web import words
 from self1e.web.downloads import map_file, masks_file
-from self1e.web.examples import write_examples
+from self1e.web.examples import Example, write_examples
 from self1e.web.finding import described, draw, find, read_queries, rows, with_threshold
 from self1e.web.mapping import class_rows, draw_map, read_classes
 from self1e.web.seeing import attention_of, attention_share, read_query, see
@@ -52,8 +52,8 @@ def lay_out(model: Any, workspaces: Workspaces) -> gr.Blocks:
                     height=320,
                     elem_id="picture",
                 )
-                # Files are opened by our own door, which bounds them and says what is wrong; gradio's would fail.
-                picture.preprocess = _path_of  # pyright: ignore[reportAttributeAccessIssue]
+                examples = _write_examples()
+                _take_over(picture, [Path(_cache()), *{one.picture.parent for one in examples}])
                 about = gr.HTML(words.note("No picture yet."), elem_id="about")
                 tiles = gr.Slider(
                     1,
@@ -75,24 +75,49 @@ def lay_out(model: Any, workspaces: Workspaces) -> gr.Blocks:
                 with gr.Tab("How it sees", id="see"):
                     seeing = _see_tab(acts, picture)
         with corner:
-            _examples([picture, finding["queries"], mapping["classes"], talking["words"], seeing["query"]])
+            chooser = gr.Dataset(
+                components=["image"],
+                samples=[[str(one.picture)] for one in examples],
+                type="index",
+                layout="gallery",
+                label="Examples",
+                elem_id="examples",
+            )
+        fields = [finding["queries"], mapping["classes"], talking["words"], seeing["query"]]
+
+        def choose(number: int) -> list[str]:
+            one = examples[number]
+            return [str(one.picture), one.queries, one.classes, one.question, one.first_query]
+
+        chooser.click(choose, chooser, [picture, *fields], api_name="example", **_LIGHT)
         cleared = [about, *finding["cleared"], *mapping["cleared"], *talking["cleared"], *seeing["cleared"]]
         picture.change(acts.change, picture, cleared, api_name="picture", **_MODEL, show_progress="hidden")
         blocks.unload(acts.leave)
     return blocks
 
 
-def _path_of(payload: Any) -> str | None:
-    return None if payload is None else payload.path
+def _take_over(picture: Any, folders: Sequence[Path]) -> None:
+    """Open pictures by our own door, and take none but those that were uploaded.
+
+    gradio would decode a file before anybody can bound it or say what is wrong with it; and for whoever calls the
+    page's endpoints by hand it would fetch any address, and in a mounted page take any file of this machine.
+    """
+    move = picture.async_move_resource_to_block_cache
+    allowed = [folder.resolve() for folder in folders]
+
+    async def checked(path: Any) -> Any:
+        if not any(Path(path).resolve().is_relative_to(folder) for folder in allowed):
+            raise gr.Error("This is no picture that was uploaded here. Upload it first.", print_exception=False)
+        return await move(path)
+
+    picture.async_move_resource_to_block_cache = checked
+    picture.preprocess = lambda payload: None if payload is None else payload.path
 
 
-def _examples(inputs: list[Any]) -> None:
+def _write_examples() -> list[Example]:
     folder = Path(tempfile.mkdtemp(prefix="self1e-web-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    rows = [
-        [str(one.picture), one.queries, one.classes, one.question, one.first_query] for one in write_examples(folder)
-    ]
-    gr.Examples(rows, inputs, label="Examples", cache_examples=False, visible_columns=[0, 1], elem_id="examples")
+    return write_examples(folder)
 
 
 # ---------------------------------------------------------------------- tabs

@@ -45,6 +45,7 @@ def build(model: Any, *, max_waiting: int = 32, max_sessions: int = 64, max_byte
     from self1e.web.workspace import Workspaces
 
     blocks = lay_out(model, Workspaces(max_count=max_sessions, max_bytes=max_bytes))
+    blocks.has_launched = True  # also where it is mounted: only then gradio checks whose files are handed around
     blocks.state_session_capacity = 4 * max_sessions  # gradio's own bookkeeping, about 100 KB each
     return blocks.queue(max_size=max_waiting, default_concurrency_limit=1)
 
