@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-all check format figures clean setup setup-dev
+.PHONY: demo test test-all check format figures docs clean setup setup-dev
 .DEFAULT_GOAL := demo
 
 # PyTorch goes in first and alone, or the resolver would choose another build.
@@ -50,5 +50,9 @@ format: setup-dev
 figures: setup
 	$(BIN)/python scripts/draw_figures.py
 
+# The docs site, offline: open site/index.html.
+docs: setup-dev
+	$(BIN)/python scripts/build_docs.py
+
 clean:
-	rm -rf $(VENV) out build dist
+	rm -rf $(VENV) out build dist site

@@ -1,6 +1,6 @@
 """Build the docs site, offline: pages of ``docs/``, the reference made from the code, and the files that pages link to.
 
-    python scripts/build_docs.py            # build/docs, then site/ with Zensical
+    python scripts/build_docs.py            # build/docs, then site/ with MkDocs
     python scripts/build_docs.py --only-pages
 
 A page of ``docs/`` may hold ``<!-- generated: NAME -->``; what stands there in the site is made here, from the command
@@ -38,7 +38,7 @@ _LANGUAGES = {".py": "python", ".md": "markdown", ".json": "json", ".toml": "tom
 
 
 def fill(target: Path = PAGES, docs: Path = DOCS) -> list[Path]:
-    """Write the pages that Zensical reads, and return the files of the repository that they link to.
+    """Write the pages that MkDocs reads, and return the files of the repository that they link to.
 
     Args:
         target: Folder, made anew.
@@ -278,9 +278,8 @@ GENERATED: dict[str, Callable[[], str]] = {
 
 
 def build() -> None:
-    """Make the site from the filled pages; leaves with Zensical's status if that fails."""
-    shutil.rmtree(ROOT / "site", ignore_errors=True)
-    command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict", "-f", str(CONFIG)]
+    """Make the site from the filled pages; leaves with its status if that fails."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--clean", "--strict", "--quiet", "-f", str(CONFIG)]
     status = subprocess.run(command, cwd=ROOT, check=False).returncode
     if status:
         raise SystemExit(status)

@@ -71,6 +71,55 @@ def blocks(page: Path) -> list[Block]:
     ]
 
 
+@dataclass(frozen=True)
+class Fence:
+    """Any block of code of a page: between fences, or indented by four spaces below an empty line."""
+
+    page: Path
+    line: int
+    language: str
+    """What follows the opening fence; "indented" if there is none."""
+    text: str
+    before: str
+    """The line above it, which may say what the block is."""
+
+    @property
+    def name(self) -> str:
+        """Page and line."""
+        return f"{self.page.relative_to(ROOT).as_posix()}:{self.line}"
+
+
+def fences(page: Path) -> list[Fence]:
+    """Every block of code of a page, however it is marked.
+
+    Raises:
+        ValueError: A fence is not closed.
+    """
+    lines = page.read_text("utf-8").splitlines()
+    found = []
+    number = 0
+    while number < len(lines):
+        start, line = number, lines[number]
+        above = lines[start - 1] if start else ""
+        opening = re.match(r"( *)(`{3,}|~{3,})(.*)$", line)
+        number += 1
+        if opening:
+            indent, mark = len(opening[1]), opening[2]
+            while number < len(lines) and lines[number].strip() != mark:
+                number += 1
+            if number == len(lines):
+                raise ValueError(f"{page.name}:{start + 1}: the fence is not closed")
+            text = "".join(f"{each[indent:]}\n" for each in lines[start + 1 : number])
+            found.append(Fence(page, start + 1, opening[3].strip(), text, above))
+            number += 1
+        elif line.startswith("    ") and not above.strip():
+            while number < len(lines) and (lines[number].startswith("    ") or not lines[number].strip()):
+                number += 1
+            text = "".join(f"{each[4:]}\n" for each in lines[start:number])
+            found.append(Fence(page, start + 1, "indented", text.rstrip() + "\n", above))
+    return found
+
+
 @contextlib.contextmanager
 def workplace() -> Iterator[Path]:
     """Go to an empty folder that has the picture where a clone has it: examples write files."""

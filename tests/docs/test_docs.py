@@ -5,16 +5,12 @@ from __future__ import annotations
 import importlib.util
 import re
 import runpy
-import shlex
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
-import typer
 
-from self1e.cli.main import app
 from self1e.inference import loading
 
 ROOT = Path(__file__).parents[2]
@@ -112,41 +108,3 @@ def test_every_figure_is_drawn_and_shown():
     for name in FIGURES:
         assert (ROOT / "docs" / "assets" / name).is_file(), "run: make figures"
         assert f"assets/{name})" in text
-
-
-def commands() -> list[str]:
-    """Every command line of self1e in the pages, in a block of its own or within a sentence."""
-    found: list[str] = []
-    for page in PAGES:
-        text = page.read_text("utf-8").replace("\\\n", " ")
-        found += re.findall(r"^(?: {4}|\$ )?(self1e [a-z].*)$", text, re.MULTILINE)
-        found += re.findall(r"`(self1e [a-z][^`]*)`", text)
-    return sorted(set(found))
-
-
-def parse(line: str) -> None:
-    """Parse a command line as typer would, without running it."""
-    _, name, *arguments = shlex.split(line.partition("  #")[0])
-    group: Any = typer.main.get_command(app)
-    assert name in group.commands, f"no command self1e {name}"
-    group.commands[name].make_context(name, arguments)
-
-
-@pytest.mark.parametrize("line", commands())
-def test_command_lines_parse(line):
-    parse(line)
-
-
-def test_a_wrong_command_line_would_be_noticed():
-    assert len(commands()) > 5
-    with pytest.raises(Exception, match="No such option"):
-        parse('self1e segment photo.jpg -q "it" --tiles 4')
-    with pytest.raises(AssertionError, match="no command"):
-        parse("self1e segmnt photo.jpg")
-
-
-def test_targets_of_make_exist():
-    makefile = (ROOT / "Makefile").read_text("utf-8")
-    for page in PAGES:
-        for target in re.findall(r"(?:`|^ {4})make ([a-z-]+)", page.read_text("utf-8"), re.MULTILINE):
-            assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{page.name}: make {target}"
