@@ -551,14 +551,12 @@ def _finish(logits: Tensor, size_wh: tuple[int, int], form: str) -> Any:
     return (whole[0, 0] > 0).cpu().numpy()
 
 
-def count(rival: Rival, form: str, queries: int) -> int:
-    """Count the operations of one picture; ``rival`` lies on the meta device."""
+def count(rival: Rival, form: str) -> tuple[int, int]:
+    """Count the operations of a picture's first query, and of each further one; ``rival`` lies on the meta device."""
 
-    def work(asked: int) -> int:
+    def work(queries: int) -> int:
         with torch.no_grad():
-            return operations(lambda: list(getattr(rival, form)(None, asked)))
+            return operations(lambda: list(getattr(rival, form)(None, queries)))
 
-    if queries < 4:
-        return work(queries)
-    few, more = work(1), work(2)  # linear beyond the first
-    return few + (queries - 1) * (more - few)
+    first = work(1)
+    return first, work(2) - first

@@ -37,6 +37,8 @@ REWRITES = {
 """What is saved, by name, in the order of the waterfall."""
 LITERAL: frozenset[str] = frozenset()
 EXACT = frozenset(REWRITES)
+SAME_LENGTH = EXACT | {"first"}
+"""Of questions that are all equally long: they share the first layer on image tokens (h)."""
 IMAGE = EXACT | {"image"}
 """With ``attention="image"``: a model of its own, in which image tokens see no word and are read once per picture."""
 STAGES = ("vision", "projector", "prefill", "head", "post")
@@ -68,7 +70,7 @@ class _Counter:
     """One model's sizes, on a picture of some tiles."""
 
     def __init__(self, config: Any, tiles: int, rewrites: Collection[str], itemsize: int) -> None:
-        unknown = set(rewrites) - set(REWRITES) - {"image"}
+        unknown = set(rewrites) - set(REWRITES) - {"image", "first"}
         assert not unknown, f"unknown rewrites {sorted(unknown)}"
         self.on = frozenset(rewrites)
         self.itemsize = itemsize
@@ -148,10 +150,12 @@ class _Counter:
                 last = self.layer(rows, self.tokens + 1, (self.tokens + 1) * rows)
             moved = 2 * rows * width
             scores = 0 if "scores" in self.on else width * self.text.vocab_size
-        flop = (layers - 1) * full + (last if "last" in self.on else full) + 2 * rows * scores
+        flop = queries * ((layers - 1) * full + (last if "last" in self.on else full) + 2 * rows * scores)
+        if "first" in self.on:
+            flop -= (queries - 1) * self.layer(self.tokens, self.tokens, self.tokens * (BEFORE + self.tokens + 1))
         passes = 1 if "share" in self.on else queries
         weights = passes * (self.language_weights() + scores)
-        return self.pass_of(queries * flop, weights, queries * moved)
+        return self.pass_of(flop, weights, queries * moved)
 
     # ------------------------------------------------------------------ the mask head
 
@@ -194,7 +198,7 @@ def count(
         config: A model's configuration; the published switches.
         tiles: Tiles of the picture.
         queries: Queries about it.
-        rewrites: Of `REWRITES`, or ``"image"`` on top of all of them.
+        rewrites: Of `REWRITES`; or ``"image"`` or ``"first"`` on top of all of them.
         itemsize: Bytes per number.
         picture_wh: Size of the picture, to which masks are enlarged.
     """

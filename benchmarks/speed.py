@@ -62,7 +62,8 @@ SUITES: dict[str, dict[str, Any]] = {
         "forms": "literal,ours,shared",
         "repeats": 5,
         "budget": 120.0,
-        "limit": 60.0,
+        "once": 60.0,
+        "limit": 900.0,
         "out": ROOT / "docs/results/speed",
     },
     "gpu": {
@@ -71,9 +72,10 @@ SUITES: dict[str, dict[str, Any]] = {
         "tiles": "1,6,12",
         "queries": "1,10,150",
         "pictures": "1,8,32",
-        "forms": "literal,plain,ours,shared",
+        "forms": "literal,plain,ours,compiled,shared",
         "repeats": 200,
         "budget": 30.0,
+        "once": 60.0,
         "limit": 300.0,
         "out": ROOT / "docs/results/speed-gpu",
     },
@@ -115,18 +117,36 @@ def with_shared_picture(segmenter: Self1E) -> Self1E:
 def ways(segmenter: Self1E, tiles: int) -> list[Contender]:
     """The ways to run one of our models."""
     name = segmenter.name
-    return [
+    found: list[Contender] = [
         Literal(segmenter, name, tiles, is_linear=name in SIZES),
         Ours(segmenter, name, "plain", tiles, exact="plain"),
         Ours(segmenter, name, "ours", tiles),
         Ours(with_shared_picture(segmenter), name, SHARED, tiles, owner=segmenter),
     ]
+    if segmenter.device.type == "cuda":
+        compiled = Self1E(segmenter.model, segmenter.processor, name=name).compile()
+        found.append(Ours(compiled, name, "compiled", tiles, owner=segmenter))
+    return found
 
 
-def processor_seconds(work: Callable[[], Any]) -> tuple[Any, float]:
-    """Run; seconds that this process computed, over all threads."""
+def answer(contender: Contender, pictures: Sequence[bytes], count: int, device: torch.device) -> tuple[float, float]:
+    """Let it answer: wall-clock seconds, and those that this process computed, over all threads."""
+    questions = asked(count)
+    contender.prepare()
     start = time.process_time()
-    return work(), time.process_time() - start
+    found, wall = timed(lambda: contender.run(pictures, questions), device)
+    processor = time.process_time() - start
+    assert [len(masks) for masks in found] == [count] * len(pictures)
+    return wall, processor
+
+
+@contextmanager
+def noting_shortage(row: dict[str, Any]):
+    """Whoever runs out of memory leaves the run, with a word in its row."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        row["error"] = f"out of memory: {str(error).splitlines()[0]:.160}"
 
 
 def measure(
@@ -136,54 +156,47 @@ def measure(
     *,
     repeats: int,
     budget: float,
-    limit: float,
+    once: float,
 ) -> list[dict[str, Any]]:
-    """Let everybody answer in turns, until ``repeats`` rounds are done or the budget is spent.
+    """Let everybody answer in turns.
 
     Args:
         contenders: Who takes part.
         scenario: ``tiles``, ``queries`` and ``pictures``.
         device: Where they are.
-        repeats: Most rounds.
-        budget: Seconds for all rounds after the first, which wakes everything.
-        limit: Seconds; whoever needs more for one answer takes part in the first round only.
+        repeats: Most rounds; one more before them wakes everything.
+        budget: Seconds after which no further round begins.
+        once: Whoever needs more seconds for one answer takes part in the first round only.
     """
     pictures = [picture_bytes(scenario["tiles"], seed) for seed in range(scenario["pictures"])]
     rows: list[dict[str, Any]] = []
     for contender in contenders:
-        queries = scenario["queries"]
-        few = min(queries, AT_MOST) if contender.is_linear else queries
-        rows.append(scenario | {"model": contender.name, "form": contender.form, "measured_queries": few, "rounds": []})
+        count = min(scenario["queries"], AT_MOST) if contender.is_linear else scenario["queries"]
+        rows.append(scenario | {"model": contender.name, "form": contender.form, "measured_queries": count})
+    times = [scenario["queries"] / row["measured_queries"] for row in rows]
+    for contender, row, factor in zip(contenders, rows, times, strict=True):
+        free(device)
+        with noting_shortage(row), Peak(device) as peak:
+            wall, processor = answer(contender, pictures, row["measured_queries"], device)
+            row |= {"first": [wall * factor, processor * factor], "rounds": [], "is_slow": wall > once}
+        row["peak_bytes"] = peak.bytes
     start = time.perf_counter()
-    for number in range(repeats + 1):
-        for contender, row in zip(contenders, rows, strict=True):
-            if "error" in row or (number and row["first"][0] * row["measured_queries"] / scenario["queries"] > limit):
+    for _ in range(repeats):
+        for contender, row, factor in zip(contenders, rows, times, strict=True):
+            if "error" in row or row["is_slow"]:
                 continue
-            questions = asked(row["measured_queries"])
-            times = scenario["queries"] / len(questions)
-            try:
-                contender.prepare()
-                free(device)
-                with Peak(device) as peak:
-                    ((found, processor), wall) = timed(
-                        lambda contender=contender, questions=questions: processor_seconds(
-                            lambda: contender.run(pictures, questions)
-                        ),
-                        device,
-                    )
-            except (torch.OutOfMemoryError, MemoryError) as error:
-                row["error"] = f"out of memory: {str(error).splitlines()[0]:.160}"
-                continue
-            assert [len(masks) for masks in found] == [len(questions)] * len(pictures)
-            row["peak_bytes"] = max(row.get("peak_bytes", 0), peak.bytes)
-            if number == 0:
-                row["first"] = [wall * times, processor * times]
-            else:
-                row["rounds"].append([wall * times, processor * times])
-        if number and time.perf_counter() - start > budget:
+            with noting_shortage(row):
+                wall, processor = answer(contender, pictures, row["measured_queries"], device)
+                row["rounds"].append([wall * factor, processor * factor])
+        if time.perf_counter() - start > budget:
             break
     for contender, row in zip(contenders, rows, strict=True):
         row["note"] = contender.note()
+        if "error" in row or row["is_slow"]:
+            continue
+        with noting_shortage(row), Peak(device) as peak:  # again: the first may have folded weights
+            answer(contender, pictures, row["measured_queries"], device)
+        row["peak_bytes"] = peak.bytes
     return [summarise(row) for row in rows]
 
 
@@ -204,9 +217,9 @@ def summarise(row: dict[str, Any]) -> dict[str, Any]:
 
 def add_counts(rows: list[dict[str, Any]], config: Any, itemsize: int, peak: tuple[float, float]) -> None:
     """Put counted operations and the floor beside our own rows."""
-    ways = {"literal": roofline.LITERAL, "ours": roofline.EXACT, SHARED: roofline.IMAGE}
+    ways = {"literal": roofline.LITERAL, "ours": roofline.EXACT, "compiled": roofline.EXACT, SHARED: roofline.IMAGE}
     for row in rows:
-        if row["form"] not in ways:
+        if row["form"] not in ways or "error" in row:
             continue
         size = SIZES_WH[row["tiles"]]
         costs = roofline.count(
@@ -249,12 +262,13 @@ class StageClock:
         return timed_function
 
     @contextmanager
-    def running(self):
+    def running(self, segmenter: Self1E):
         """Wrap, and unwrap at the end."""
-        from self1e.inference import folded, reader, segmenter
+        from self1e.inference import folded, reader
+        from self1e.inference import segmenter as calls
 
         places: list[tuple[Any, str, str]] = [
-            (segmenter, "open_picture", "decode"),
+            (calls, "open_picture", "decode"),
             (Self1EImageProcessor, "cut", "preprocess"),
             (folded.FoldedModel, "encode", "vision"),
             (folded.FoldedModel, "fold_pictures", "head"),
@@ -262,16 +276,23 @@ class StageClock:
             (reader.Reader, "read_rows", "prefill"),
             (reader.Reader, "read_picture", "prefill"),
             (reader.Reader, "read_words", "prefill"),
-            (segmenter, "finish", "post"),
+            (calls, "finish", "post"),
         ]
+        engine = segmenter._engine("auto")
+        held = getattr(engine, "_stages", {})  # by name, so that they can be compiled
+        first = held.get("first")
         kept = [(place, name, getattr(place, name)) for place, name, _ in places]
         for place, name, stage in places:
             setattr(place, name, self._wrap(stage, getattr(place, name)))
+        if first is not None:
+            held["first"] = self._wrap("prefill", first)
         try:
             yield self
         finally:
             for place, name, function in kept:
                 setattr(place, name, function)
+            if first is not None:
+                held["first"] = first
 
 
 def split_stages(segmenter: Self1E, tiles: int, queries: int, repeats: int) -> dict[str, Any]:
@@ -280,7 +301,7 @@ def split_stages(segmenter: Self1E, tiles: int, queries: int, repeats: int) -> d
     data, questions = picture_bytes(tiles), asked(queries)
     for _ in range(repeats + 1):
         clock = StageClock(segmenter.device)
-        with clock.running():
+        with clock.running(segmenter):
             _, total = timed(lambda: segmenter.segment(data, questions, max_tiles=tiles), segmenter.device)
         found.append(clock.seconds | {"rest": total - sum(clock.seconds.values()), "total": total})
     kept = found[1:] or found
@@ -399,12 +420,13 @@ def run_ours(report: Report, name: str, chosen: argparse.Namespace, device: torc
         report.add("measured", {"model": name, "form": "ours", "error": f"out of memory: {error!s:.160}"})
         return
     for tiles in chosen.tiles:
+        contenders = ways(segmenter, tiles)
         for pictures in chosen.pictures:
             for queries in chosen.queries:
                 scenario = {"tiles": tiles, "queries": queries, "pictures": pictures}
                 if report.has(scenario | {"model": name}):
                     continue
-                entries = [entry for entry in ways(segmenter, tiles) if entry.form in chosen.forms]
+                entries = [entry for entry in contenders if entry.form in chosen.forms]
                 least = pictures * roofline.floor(roofline.count(config, tiles, queries, itemsize=dtype.itemsize), peak)
                 if least > chosen.limit:
                     reason = f"left out: its floor alone is {least:.0f} s"
@@ -413,7 +435,7 @@ def run_ours(report: Report, name: str, chosen: argparse.Namespace, device: torc
                     )
                     continue
                 rows = measure(
-                    entries, scenario, device, repeats=chosen.repeats, budget=chosen.budget, limit=chosen.limit
+                    entries, scenario, device, repeats=chosen.repeats, budget=chosen.budget, once=chosen.once
                 )
                 add_counts(rows, config, dtype.itemsize, peak)
                 report.add("measured", *rows)
@@ -426,7 +448,7 @@ def run_ours(report: Report, name: str, chosen: argparse.Namespace, device: torc
                     for queries in chosen.queries[:2]
                 ),
             )
-    del segmenter
+    del segmenter, contenders
     free(device)
 
 
@@ -445,7 +467,8 @@ def run_rivals(report: Report, chosen: argparse.Namespace, device: torch.device,
         entries += [rivals.Entry(rival, form) for form in rivals.FORMS]
     for name in chosen.models:
         try:
-            entries.append(Ours(load(name, device, dtype), name, BESIDE, 1))
+            segmenter = load(name, device, dtype)
+            entries.append(Ours(segmenter.compile() if device.type == "cuda" else segmenter, name, BESIDE, 1))
         except (torch.OutOfMemoryError, MemoryError):
             free(device)  # it has its rows alone
     for queries in chosen.queries:
@@ -457,7 +480,7 @@ def run_rivals(report: Report, chosen: argparse.Namespace, device: torch.device,
             device,
             repeats=chosen.repeats,
             budget=chosen.budget * len(chosen.rivals),
-            limit=chosen.limit,
+            once=chosen.once,
         )
         report.add("measured", *rows)
         print(*(line(row) for row in rows), sep="\n", flush=True)
@@ -469,9 +492,14 @@ def count_rivals(report: Report, names: Sequence[str], queries: Sequence[int], *
         rival = rivals.make(name, "meta", torch.float32, tiny=tiny)
         for form in rivals.FORMS:
             rival.attend("eager" if form == "published" else "sdpa")
-            for number in queries:
-                row = {"model": name, "form": form, "queries": number, "flop": rivals.count(rival, form, number)}
-                report.add("counted_rivals", row)
+            first, further = rivals.count(rival, form)
+            report.add(
+                "counted_rivals",
+                *(
+                    {"model": name, "form": form, "queries": number, "flop": first + (number - 1) * further}
+                    for number in queries
+                ),
+            )
 
 
 # --------------------------------------------------------------------------- the tables
@@ -528,6 +556,7 @@ def as_markdown(report: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
         *(line(row) for row in report["measured"]),
     ]
+    lines += against_rivals(report["measured"])
     if report["stages"]:
         names = ("decode", "preprocess", "vision", "prefill", "head", "post", "rest")
         lines += ["", "## Where the time goes", "", f"| model | tiles | queries | {' | '.join(names)} | total |"]
@@ -563,6 +592,23 @@ def as_markdown(report: dict[str, Any]) -> str:
             "reads all weights for a few operations, so the generating rivals are slower than these ratios say.",
         ]
     return "\n".join(lines) + "\n"
+
+
+def against_rivals(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """How many times longer the rivals of one run took."""
+    ours = [row for row in rows if row["form"] == BESIDE and "error" not in row]
+    models = list(dict.fromkeys(row["model"] for row in ours))
+    if not ours:
+        return []
+    lines = ["", "## Against the rivals", "", "How many times as long as ours they took, in the same rounds.", ""]
+    lines += [f"| rival | form | queries | {' | '.join(models)} |", "|---|---|---|" + "---|" * len(models)]
+    for row in rows:
+        if row["form"] not in rivals.FORMS or "error" in row:
+            continue
+        own = {one["model"]: one["seconds"] for one in ours if one["queries"] == row["queries"]}
+        ratios = [f"{row['seconds'] / own[model]:.2f} x" if model in own else "" for model in models]
+        lines.append(f"| {row['model']} | {row['form']} | {row['queries']} | {' | '.join(ratios)} |")
+    return lines
 
 
 # --------------------------------------------------------------------------- the figure
@@ -618,10 +664,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tiles", help="per picture")
     parser.add_argument("--queries", help="per picture")
     parser.add_argument("--pictures", help="per batch")
-    parser.add_argument("--forms", help="of ours: literal, plain, ours, shared")
+    parser.add_argument("--forms", help="of ours: literal, plain, ours, compiled (CUDA), shared")
     parser.add_argument("--repeats", type=int, help="most rounds")
     parser.add_argument("--budget", type=float, help="seconds for the rounds of a scenario")
-    parser.add_argument("--limit", type=float, help="whoever needs more seconds for an answer gives only one")
+    parser.add_argument("--once", type=float, help="whoever needs more seconds for an answer gives only one")
+    parser.add_argument("--limit", type=float, help="rows whose floor is more seconds than this are left out")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--peak-flops", type=float, help="operations per second, instead of measuring")
