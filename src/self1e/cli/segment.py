@@ -11,14 +11,19 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from self1e.cli.options import NANO_KNOWS, DeviceOption, DtypeOption, ModelOption, load_quietly, say, summary
 from self1e.errors import PictureError, Self1EError, SettingError
+from self1e.machine import process_count, process_index
 from self1e.processing.limits import MAX_BYTES, MAX_PIXELS, MAX_SECONDS
+
+if TYPE_CHECKING:
+    from self1e.inference.engines import Engine
 
 _OUT = Path("self1e-output")
 
@@ -71,6 +76,12 @@ def segment(
     ] = MAX_SECONDS,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
+    engine: Annotated[
+        str, typer.Option(help="local, or ray: many machines. Under torchrun, its processes share the pictures.")
+    ] = "local",
+    workers: Annotated[
+        int | None, typer.Option(help="Ray's processes with a model each [default: one per GPU, or per 4 processors].")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line per picture, and nothing else.")] = False,
 ) -> None:
     """Find in pictures what the words mean.
@@ -78,6 +89,7 @@ def segment(
     A picture that cannot be read is reported and does not stop the others; the exit status is then 1. Several pictures
     get a manifest.jsonl in the folder of the files: the same command again skips what is finished.
     """
+    from self1e.inference.engines import choose_engine
     from self1e.inference.parts import PartOptions
     from self1e.inference.tables import TABLE_SUFFIXES, read_table
     from self1e.processing.limits import PictureLimits
@@ -95,9 +107,22 @@ def segment(
         raise SettingError("--overwrite does all pictures again, --update only those that have changed: use one.")
     parts = PartOptions(split=split, fill_holes=fill_holes, min_area=min_area)
     limits = PictureLimits(max_pixels=max_pixels, max_bytes=max_bytes, max_seconds=max_seconds)
+    single = len(arguments) == 1 and Path(arguments[0]).is_file() and table is None
+    shared = engine != "local" or process_count() > 1
+    if shared and (single or (as_json and out is None)):
+        raise SettingError(
+            "One picture, or --json without --out, is done by one process: leave out --engine and torchrun, or name "
+            "a folder of pictures and --out."
+        )
+    if process_count() > 1:
+        from self1e.inference.engines.ranks import own_device
+
+        device = own_device(device)
+    elsewhere = choose_engine(engine, partial(load_quietly, model, device, dtype), workers)
     found, failures = _find(arguments)
-    for name, problem in failures:
-        _report(name, problem, as_json)
+    if process_index() == 0:
+        for name, problem in failures:
+            _report(name, problem, as_json)
     if arguments and not found:
         raise typer.Exit(1)
     _enable_heic()
@@ -105,19 +130,18 @@ def segment(
     debug = bool(context.parent and context.parent.params.get("debug"))
     try:
         segmenter = load_quietly(model, device, dtype)
-        if segmenter.name == "nano":
+        if segmenter.name == "nano" and process_index() == 0:
             say(NANO_KNOWS)
-        single = len(arguments) == 1 and Path(arguments[0]).is_file() and table is None
         if single or (as_json and out is None):
             failed = _one_by_one(segmenter, task, found, out or (None if as_json else _OUT), debug)
         else:
             existing = "overwrite" if overwrite else "update" if update else "keep"
             given = [name for name in arguments if name not in dict(failures)]
-            failed = _folder(segmenter, task, given, out or _OUT, existing)
+            failed = _folder(segmenter, task, given, out or _OUT, existing, elsewhere)
     except KeyboardInterrupt:
         say("self1e: stopped")
         raise typer.Exit(130) from None
-    if failed or failures:
+    if process_index() == 0 and (failed or failures):  # the others' status would make torchrun end this one
         raise typer.Exit(1)
 
 
@@ -171,7 +195,7 @@ def _one_by_one(segmenter: Any, task: _Task, paths: Sequence[Path], folder: Path
     return failed
 
 
-def _folder(segmenter: Any, task: _Task, sources: list[str], out: Path, existing: Any) -> bool:
+def _folder(segmenter: Any, task: _Task, sources: list[str], out: Path, existing: Any, engine: Engine | None) -> bool:
     """Segment with a manifest, resumable. Say whether a picture has failed."""
     from tqdm import tqdm
 
@@ -206,6 +230,7 @@ def _folder(segmenter: Any, task: _Task, sources: list[str], out: Path, existing
                 limits=task.limits,
                 stop=stop,
                 on_record=told,
+                engine=engine,
             )
         except KeyboardInterrupt:
             say(f"self1e: stopped at once; the same command goes on after the last line of {out / 'manifest.jsonl'}")
@@ -213,6 +238,8 @@ def _folder(segmenter: Any, task: _Task, sources: list[str], out: Path, existing
         finally:
             for bar in bars:
                 bar.close()
+    if process_index():
+        return False
     if report.combined and not task.as_json:
         say(f"self1e: for all pictures: {', '.join(map(str, _few(report.combined)))}")
     if report.left_out:

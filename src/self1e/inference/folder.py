@@ -27,13 +27,13 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from glob import has_magic
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from self1e.errors import OutputError, PictureError, Self1EError, SettingError
 from self1e.files import remove_temporary
 from self1e.inference.export import DRAWN, check_formats, write_outputs
 from self1e.inference.exports.combined import check_label_names, write_combined
-from self1e.inference.manifest import Manifest, Record
+from self1e.inference.manifest import Draft, Manifest, Record
 from self1e.inference.parts import PartOptions
 from self1e.inference.tables import Table, read_table
 from self1e.processing.limits import PictureLimits
@@ -41,6 +41,10 @@ from self1e.processing.pictures import OpenedPicture, list_pictures, open_pictur
 from self1e.processing.prompts import segmentation_question
 from self1e.settings import check_batch, check_max_tiles
 from self1e.structures import Segmentation
+
+if TYPE_CHECKING:
+    from self1e.inference.engines import Engine
+    from self1e.inference.engines.share import Outcome
 
 Existing = Literal["keep", "update", "overwrite"]
 
@@ -86,7 +90,9 @@ OnRecord = Callable[[Record, Segmentation | None, FolderReport], None]
 
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
+    """A picture that is to be segmented."""
+
     name: str
     path: Path
     queries: tuple[str, ...]
@@ -94,7 +100,7 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Opened:
-    job: _Job
+    job: Job
     stamp: tuple[int, int] | None
     picture: OpenedPicture | PictureError
     pixels: int
@@ -119,6 +125,7 @@ def segment_folder(
     limits: PictureLimits | None = None,
     stop: threading.Event | None = None,
     on_record: OnRecord | None = None,
+    engine: Engine | None = None,
 ) -> FolderReport:
     """Segment every picture of folders, and go on where an earlier run has stopped.
 
@@ -147,6 +154,8 @@ def segment_folder(
         limits: What a picture may cost.
         stop: When it is set, the run finishes the picture in flight and returns.
         on_record: Called in this thread after each picture is recorded, with its masks if it is done.
+        engine: Where the work is done, see ``self1e.inference.engines``; left out, in this process. Masks that come
+            from elsewhere have no picture with them.
 
     Raises:
         SettingError: A setting cannot work, or finished pictures were made otherwise.
@@ -163,9 +172,7 @@ def segment_folder(
     common = (queries,) if isinstance(queries, str) else tuple(queries)
     for words in common:
         segmentation_question(words, kind, template)
-    if isinstance(table, str | Path):
-        table = read_table(table, kind=kind, template=template)
-    jobs, left_out = _plan(source, out, common, table)
+    asked = read_table(table, kind=kind, template=template) if isinstance(table, str | Path) else table
     settings = {
         "model": model.name,
         "weights": fingerprint(model),
@@ -179,20 +186,30 @@ def segment_folder(
     }
     if parts is not None and not parts.is_idle:  # otherwise no key: runs of before this setting go on
         settings["parts"] = asdict(parts)
-    if "yolo" in settings["formats"]:
-        check_label_names([job.name for job in jobs])
-    with Manifest(out) as manifest:
-        if manifest.unreadable:
-            _log.warning(
-                "%s: %d lines cannot be read; their pictures are done again", manifest.path, manifest.unreadable
-            )
-        todo = _unfinished(jobs, manifest, settings, existing)
-        report = FolderReport(manifest.path, len(jobs), kept=len(jobs) - len(todo), left_out=left_out)
-        run = _Run(model, manifest, settings, report, stop or threading.Event(), on_record)
-        run.go(todo, limits or PictureLimits())
-        if not report.stopped:
-            report.combined = run.combine()
-    return report
+    stop = stop or threading.Event()
+
+    def lead() -> FolderReport:
+        jobs, left_out = _plan(source, out, common, asked)
+        if "yolo" in settings["formats"]:
+            check_label_names([job.name for job in jobs])
+        with Manifest(out) as manifest:
+            if manifest.unreadable:
+                _log.warning(
+                    "%s: %d lines cannot be read; their pictures are done again", manifest.path, manifest.unreadable
+                )
+            todo = _unfinished(jobs, manifest, settings, existing)
+            report = FolderReport(manifest.path, len(jobs), kept=len(jobs) - len(todo), left_out=left_out)
+            run = Run(model, manifest, settings, report, stop, on_record)
+            run.clean(todo)
+            if engine is None:
+                run.go(todo, limits or PictureLimits())
+            else:
+                run.go_elsewhere(engine, todo, limits or PictureLimits())
+            if not report.stopped:
+                report.combined = run.combine()
+        return report
+
+    return lead() if engine is None else engine.conduct(model, settings, out, stop, lead)
 
 
 def fingerprint(model: Any) -> str:
@@ -229,7 +246,7 @@ def _lasting(config: Any) -> Any:
 
 def _plan(
     source: str | Path | Sequence[str | Path] | None, out: Path, common: tuple[str, ...], table: Table | None
-) -> tuple[list[_Job], int]:
+) -> tuple[list[Job], int]:
     """List the pictures with their names and queries, and count those left out."""
     if source is None and table is None:
         raise SettingError("Neither source nor table: say which pictures to segment.")
@@ -253,7 +270,7 @@ def _plan(
     jobs = []
     for name, path in zip(_names(paths, base), paths, strict=True):
         asked = dict.fromkeys([*common, *own.get(Path(os.path.abspath(path)), ())])  # noqa: PTH100
-        jobs.append(_Job(name, path, tuple(asked)))
+        jobs.append(Job(name, path, tuple(asked)))
     return jobs, left_out
 
 
@@ -322,7 +339,7 @@ def _names(paths: Sequence[Path], base: Path | None) -> list[str]:
     return names
 
 
-def _unfinished(jobs: list[_Job], manifest: Manifest, settings: dict[str, Any], existing: Existing) -> list[_Job]:
+def _unfinished(jobs: list[Job], manifest: Manifest, settings: dict[str, Any], existing: Existing) -> list[Job]:
     """Leave out what is finished, and refuse to write over what was made otherwise unless that is wanted."""
     if existing == "overwrite":
         return jobs
@@ -347,7 +364,7 @@ def _unfinished(jobs: list[_Job], manifest: Manifest, settings: dict[str, Any], 
     return todo
 
 
-def _differences(record: Record, job: _Job, settings: dict[str, Any]) -> list[str]:
+def _differences(record: Record, job: Job, settings: dict[str, Any]) -> list[str]:
     """Say what is not as it was when a picture was done."""
     found = []
     asked = tuple(entry.get("query") for entry in record.queries)
@@ -381,13 +398,13 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 # ---------------------------------------------------------------------- the run
 
 
-class _Run:
+class Run:
     """One run over the pictures that are left."""
 
     def __init__(
         self,
         model: Any,
-        manifest: Manifest,
+        manifest: Manifest | Draft,
         settings: dict[str, Any],
         report: FolderReport,
         stop: threading.Event,
@@ -402,10 +419,13 @@ class _Run:
         self._out = manifest.path.parent
         self._parts = PartOptions(**settings.get("parts", {}))
 
-    def go(self, todo: Sequence[_Job], limits: PictureLimits) -> None:
-        """Open, segment and write, all at once and each in order."""
+    def clean(self, todo: Sequence[Job]) -> None:
+        """Remove half-written files of processes that were killed; nobody else may be writing."""
         for folder in {(self._out / job.name).parent for job in todo}:
             remove_temporary(folder)
+
+    def go(self, todo: Sequence[Job], limits: PictureLimits) -> None:
+        """Open, segment and write, all at once and each in order."""
         memory = _Memory()
         writing: Future[tuple[Record, Segmentation | None]] | None = None
         with ThreadPoolExecutor(1) as writer, closing(_open_ahead(todo, limits, memory)) as pictures:
@@ -418,6 +438,25 @@ class _Run:
                 self._finish(writing)
                 writing = writer.submit(self._write, opened, found, memory)
             self._finish(writing)
+
+    def go_elsewhere(self, engine: Engine, todo: Sequence[Job], limits: PictureLimits) -> None:
+        """Let others open, segment and write, and record it."""
+        from self1e.inference.engines.share import Plan
+
+        records = self._manifest.records
+        before = {job.name: records[job.name] for job in todo if job.name in records}
+        plan = Plan(self._out, self._settings, tuple(todo), before, limits)
+        self._report.stopped = not engine.run(self._model, plan, self._stop, self._record)
+        if not self._report.stopped:
+            self.clean(todo)
+
+    def _record(self, outcome: Outcome) -> None:
+        """Add what another process has written to the manifest."""
+        try:
+            self._manifest.append(outcome.record)
+        except OSError as error:
+            raise self._full(error, outcome.record.picture) from error
+        self._tell(outcome.record, outcome.result)
 
     def combine(self) -> list[Path]:
         """Write the files for all pictures that are recorded."""
@@ -466,15 +505,18 @@ class _Run:
                 record = self._failed(opened, found, before)
             self._manifest.append(record)
         except OSError as error:
-            raise OutputError(
-                f"{self._out}: cannot be written to any more: {error.strerror or error} (at {opened.job.name}). What "
-                "was finished before is recorded. Make room, then run the same again: it goes on where it stopped."
-            ) from error
+            raise self._full(error, opened.job.name) from error
         finally:
             memory.leave(opened.pixels)
         for name in set(before.files if before else ()) - set(record.files):  # of queries or formats that are no more
             (self._out / name).unlink(missing_ok=True)
         return record, found if isinstance(found, Segmentation) and record.status == "done" else None
+
+    def _full(self, error: OSError, name: str) -> OutputError:
+        return OutputError(
+            f"{self._out}: cannot be written to any more: {error.strerror or error} (at {name}). What "
+            "was finished before is recorded. Make room, then run the same again: it goes on where it stopped."
+        )
 
     def _write_files(self, opened: _Opened, result: Segmentation) -> Record:
         target = self._out / opened.job.name
@@ -508,7 +550,9 @@ class _Run:
         """Wait until a picture is written, and tell of it."""
         if writing is None:
             return
-        record, result = writing.result()
+        self._tell(*writing.result())
+
+    def _tell(self, record: Record, result: Segmentation | None) -> None:
         if record.status == "done":
             self._report.done += 1
         else:
@@ -526,7 +570,7 @@ def _answers(result: Segmentation) -> Iterator[dict[str, Any]]:
         yield {"query": query, "score": max(score for score, _ in parts), "area": sum(area for _, area in parts)}
 
 
-def _told(error: BaseException, job: _Job) -> str:
+def _told(error: BaseException, job: Job) -> str:
     """Say what went wrong in one line, without the name that stands beside it."""
     text = " ".join(str(error).split()).removeprefix(f"{job.path}: ")
     return text if isinstance(error, Self1EError) else f"{type(error).__name__}: {text[:300]}"
@@ -570,7 +614,7 @@ class _Memory:
         return self._held == 0 or self._held + pixels <= _PIXELS_AHEAD
 
 
-def _open_ahead(todo: Iterable[_Job], limits: PictureLimits, memory: _Memory) -> Generator[_Opened, None, None]:
+def _open_ahead(todo: Iterable[Job], limits: PictureLimits, memory: _Memory) -> Generator[_Opened, None, None]:
     """Open pictures in threads before they are asked for."""
     pool = ThreadPoolExecutor(_READERS)
     waiting: deque[Future[_Opened]] = deque()
@@ -586,7 +630,7 @@ def _open_ahead(todo: Iterable[_Job], limits: PictureLimits, memory: _Memory) ->
         pool.shutdown(cancel_futures=True)
 
 
-def _open(turn: int, job: _Job, limits: PictureLimits, memory: _Memory) -> _Opened:
+def _open(turn: int, job: Job, limits: PictureLimits, memory: _Memory) -> _Opened:
     held: list[int] = []
 
     def admit(width: int, height: int) -> None:

@@ -156,5 +156,22 @@ class Manifest:
         return content[:end]
 
 
+class Draft:
+    """Stands for the manifest in a process that must not write to it: its records go to the one that may.
+
+    Args:
+        folder: Of the manifest.
+        records: What that says about the pictures to be done.
+    """
+
+    def __init__(self, folder: Path, records: dict[str, Record]) -> None:
+        self.path = folder / NAME
+        self.records = records
+
+    def append(self, record: Record) -> None:
+        """Keep a record."""
+        self.records[record.picture] = record
+
+
 def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
