@@ -56,6 +56,7 @@ class ServiceError(Self1EError, RuntimeError):
         kind: What a program can tell it by, as ``"busy"``: the end of the problem's ``urn:self1e:KIND``.
         request_id: By which the service's log names the request.
         errors: Places in the request and what is wrong there, each with ``loc`` and ``msg``.
+        retry_after: Seconds after which the service wants to be asked again, if it says so.
     """
 
     def __init__(
@@ -66,12 +67,14 @@ class ServiceError(Self1EError, RuntimeError):
         kind: str = "",
         request_id: str = "",
         errors: Sequence[Mapping[str, Any]] = (),
+        retry_after: float | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.kind = kind
         self.request_id = request_id
         self.errors = tuple(errors)
+        self.retry_after = retry_after
 
 
 @dataclass(frozen=True)
@@ -581,10 +584,10 @@ def _problem(response: http.client.HTTPResponse, content: bytes) -> ServiceError
         problem = None
     if not isinstance(problem, dict) or "detail" not in problem:
         problem = {"detail": f"{response.status} {response.reason}; the answer is not one of self1e's."}
-    return _as_error(problem, response.status)
+    return _as_error(problem, response.status, _retry_after(response.getheader("Retry-After")))
 
 
-def _as_error(problem: Mapping[str, Any], status: int) -> ServiceError:
+def _as_error(problem: Mapping[str, Any], status: int, retry_after: float | None = None) -> ServiceError:
     kind = str(problem.get("type", ""))
     name = str(problem.get("request_id", ""))
     return ServiceError(
@@ -593,6 +596,7 @@ def _as_error(problem: Mapping[str, Any], status: int) -> ServiceError:
         kind=kind.removeprefix("urn:self1e:") if kind.startswith("urn:self1e:") else "",
         request_id=name,
         errors=problem.get("errors") or (),
+        retry_after=retry_after,
     )
 
 

@@ -116,6 +116,7 @@ def test_a_service_that_stays_busy_is_given_up(script: Script, waits: list[float
     with pytest.raises(ServiceError, match=r"No\. \(status 429, request r1\)") as caught:
         Client(script.url, retries=2).segment(IMAGE, "x")
     assert (caught.value.status, caught.value.kind, caught.value.request_id) == (429, "busy", "r1")
+    assert caught.value.retry_after == 1
     assert waits == [1, 1]
     assert len(script.asked) == 3
 
