@@ -24,7 +24,12 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 WIDE, NARROW = (1280, 900), (390, 844)
-MOST_BYTES = 200_000
+LOOKS = (
+    ("wide", WIDE, "light"),
+    ("wide-dark", WIDE, "dark"),
+    ("narrow", NARROW, "light"),
+    ("narrow-dark", NARROW, "dark"),
+)
 PATIENCE = 600_000  # milliseconds; slow machines are slow
 
 
@@ -136,6 +141,31 @@ def make_map(page: Any) -> None:
     page.locator("#map img").wait_for()
 
 
+def take(shots: Shots, *, is_everything: bool) -> Shots:
+    """Take the three of the docs, or of every tab both sizes in light and dark."""
+    page = shots.open(WIDE, is_dark=False)
+    choose_example(page)
+    for tab, act in (("find", find), ("map", make_map), ("chat", chat), ("see", look_inside)):
+        if is_everything:
+            act(page)
+            for name, size, scheme in LOOKS:
+                page.set_viewport_size({"width": size[0], "height": size[1]})
+                page.emulate_media(color_scheme=scheme)
+                shots.save(page, f"web-{tab}-{name}.png", whole=True)
+        elif tab == "find":
+            act(page)
+            shots.save(page, "web-wide.png", whole=True)
+            page.set_viewport_size({"width": NARROW[0], "height": NARROW[1]})
+            shots.save(page, "web-narrow.png", whole=True)
+            page.set_viewport_size({"width": WIDE[0], "height": WIDE[1]})
+        elif tab == "see":
+            page.emulate_media(color_scheme="dark")
+            act(page)
+            shots.save(page, "web-dark.png", whole=True)
+    page.context.close()
+    return shots
+
+
 def main() -> None:
     """Take them all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -148,18 +178,7 @@ def main() -> None:
 
     given.out.mkdir(parents=True, exist_ok=True)
     with serving(self1e.load(given.model, device="cpu")) as address, browsing(given.chromium) as browser:
-        shots = Shots(browser, address, given.out)
-        for name, size, is_dark in (("wide", WIDE, False), ("dark", WIDE, True), ("narrow", NARROW, False)):
-            page = shots.open(size, is_dark=is_dark)
-            choose_example(page)
-            find(page)
-            if name == "dark" and not given.all:
-                look_inside(page)
-            shots.save(page, f"web-{name}.png", whole=given.all or name == "narrow")
-            for tab, act in (("map", make_map), ("chat", chat), ("see", look_inside)) if given.all else ():
-                act(page)
-                shots.save(page, f"web-{name}-{tab}.png", whole=True)
-            page.context.close()
+        shots = take(Shots(browser, address, given.out), is_everything=given.all)
     if shots.outside or shots.problems:
         sys.exit(f"Asked outside: {sorted(shots.outside)}; failed in the page: {shots.problems}")
     print("Nothing outside was asked for.")
