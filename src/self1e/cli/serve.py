@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from self1e.cli.options import NANO_KNOWS, DeviceOption, DtypeOption, ModelOption, load_quietly, say
-from self1e.errors import MissingDependencyError
+from self1e.errors import MissingDependencyError, SettingError
 
 
 def serve(
@@ -47,6 +47,8 @@ def serve(
         raise MissingDependencyError(
             f"self1e serve needs the package {error.name}: pip install 'self1e[serve]'."
         ) from error
+    if any(setting.strip().startswith("api_keys") for setting in settings or ()):
+        raise SettingError("--set api_keys: every user of this machine can read arguments; use --keys-file.")
     from self1e.serving.settings import ServiceSettings
     from self1e.training.recipes.overriding import change
 

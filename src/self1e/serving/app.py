@@ -306,8 +306,8 @@ def _say_problems(app: FastAPI) -> None:
                 for operation in path.values():
                     for status, response in operation["responses"].items():
                         content = response.get("content", {})
-                        if int(status) >= 400 and "application/json" in content:
-                            response["content"] = {schemas.PROBLEM_TYPE: content["application/json"]}
+                        if int(status) >= 400 and content:
+                            response["content"] = {schemas.PROBLEM_TYPE: next(iter(content.values()))}
         assert app.openapi_schema is not None
         return app.openapi_schema
 

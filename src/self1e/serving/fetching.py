@@ -136,11 +136,11 @@ class Fetcher:
         kind = http.client.HTTPSConnection if scheme == "https" else http.client.HTTPConnection
         connection: Any = kind(host, port, timeout=self._left(end))
         try:
-            raw = socket.create_connection((address, port), timeout=self._left(end))
-            connection.sock = (
-                ssl.create_default_context().wrap_socket(raw, server_hostname=host) if scheme == "https" else raw
-            )
+            connection.sock = socket.create_connection((address, port), timeout=self._left(end))
+            if scheme == "https":
+                connection.sock = ssl.create_default_context().wrap_socket(connection.sock, server_hostname=host)
         except OSError as error:
+            connection.close()
             raise _failed("The host cannot be connected to.") from error
         return connection
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -81,7 +80,7 @@ def as_refusal(error: BaseException) -> Refusal:
 def invalid(errors: Sequence[Any]) -> Refusal:
     """Say 422 and where; values are not repeated."""
     told = [
-        {"loc": [str(place)[:80] for place in one.get("loc", ())], "msg": str(one.get("msg", ""))[:300]}
+        {"loc": [_plain(str(place)[:80]) for place in one.get("loc", ())], "msg": _plain(str(one.get("msg", ""))[:300])}
         for one in errors[:_MOST_ERRORS]
     ]
     first = told[0] if told else {"loc": [], "msg": "The request cannot be read."}
@@ -97,7 +96,7 @@ def problem(error: BaseException, request_id: str) -> Problem:
         type="about:blank" if refusal.kind == "http" else f"urn:self1e:{refusal.kind}",
         title=_PHRASES.get(status) or HTTPStatus(status).phrase,
         status=status,
-        detail=str(refusal.detail),
+        detail=_plain(str(refusal.detail)),
         request_id=request_id,
         errors=refusal.errors,
     )
@@ -106,6 +105,10 @@ def problem(error: BaseException, request_id: str) -> Problem:
 def problem_response(error: BaseException, request_id: str) -> Response:
     """Answer with an error."""
     refusal = as_refusal(error)
-    # Escaped: a field's name may hold half of a surrogate pair, which UTF-8 cannot say.
-    content = json.dumps(problem(refusal, request_id).model_dump(exclude_none=True))
+    content = problem(refusal, request_id).model_dump_json(exclude_none=True)
     return Response(content, refusal.status_code, refusal.headers, PROBLEM_TYPE)
+
+
+def _plain(text: str) -> str:
+    """Replace halves of surrogate pairs, which a field's name may hold and UTF-8 cannot say."""
+    return text.encode("utf-8", "replace").decode()

@@ -87,7 +87,11 @@ class Service:
         finally:
             self.is_draining = True
             purging.cancel()
-            await asyncio.get_running_loop().run_in_executor(None, self.worker.close, self.settings.drain_seconds)
+            end = time.monotonic() + self.settings.drain_seconds
+            while self.accepted and time.monotonic() < end:
+                await asyncio.sleep(0.02)
+            left = max(end - time.monotonic(), 0.0)
+            await asyncio.get_running_loop().run_in_executor(None, self.worker.close, left)
             self.store.clear()
             for pool in (self.decoders, self.writers, self.fetchers):
                 pool.shutdown(wait=False, cancel_futures=True)
