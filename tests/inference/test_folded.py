@@ -123,12 +123,12 @@ def test_prefixes_are_read_once_and_not_hoarded(tiny, monkeypatch):
 
     ask(1, 2, 3, 4)
     ask(1, 2, 3, 4)
-    assert lengths == [3, 4, 3]  # words and [SEG], the prefix; words and [SEG]
+    assert lengths == [4, 1, 3, 1, 3]  # the prefix; [SEG] before image tokens, words and [SEG]; the same again
     for other in range(7, 27):
         ask(1, 2, 3, other)
     assert len(engine._reader._prefixes) < 10
     ask(1, 2, 3, 4)
-    assert lengths[-2:] == [3, 4]  # forgotten meanwhile
+    assert lengths[-3:] == [4, 1, 3]  # forgotten meanwhile
 
 
 def test_bfloat16_is_no_further_from_float64_than_the_plain_model(tiny):

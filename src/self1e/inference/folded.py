@@ -19,11 +19,17 @@ e   Nothing after [SEG] is in the sequence. [SEG] itself must stay, also with ``
     tokens see it.
 f   The last layer asks only for what is read: image tokens and the read-out position. Words still answer there, as keys
     and values. No next-token scores.
+h   In the first layer image tokens know of a row only how long it is: rows of one picture and one length share all of
+    that layer on image tokens. The caller puts rows of one length into one batch where it can.
 i   Mean, standard deviation and 255 move into the patch convolution, so pictures travel as uint8. Layer scale joins the
     residual addition in one operation (copies of the scaled weights would cost 0.25 GB for the usual encoder).
 
 With ``attention="image"`` or ``"causal"`` no image token sees a word or [SEG]: then all of the picture's side of the
 dot product, and its keys and values in every layer, are computed once, and a query costs only its own tokens.
+
+Host and device are kept apart: `self1e.inference.layout` brings a batch's words to the device, and the stages after it
+are functions of tensors alone: no mask of rows by rows, no wait for the device, no loop over rows. They can be compiled
+(`FoldedModel.compile`), and on a CUDA device captured as graphs.
 
 Training never comes here: it needs the plain modules, and `obstacle` names whatever else does.
 
@@ -34,7 +40,7 @@ the language model; C of the vision encoder; s compression; h, w pixels at the m
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +50,9 @@ from torch.nn import functional as F
 from transformers.models.internvl.modeling_internvl import InternVLVisionModel
 
 from self1e.errors import SettingError
+from self1e.inference.compiling import Captured, Compiled, check_backend
+from self1e.inference.epilogue import score_pixels
+from self1e.inference.layout import Buckets, lay_out
 from self1e.inference.reader import KeysValues, Reader, unreadable
 from self1e.model import Self1EForConditionalGeneration, VisionFeatures
 from self1e.model.mask_head import FinalMLP, depth_to_space, space_to_depth, stitch_tiles, upsample
@@ -59,6 +68,7 @@ _SWITCHES = {
     "vision_feature_layer": (-1,),
     "vision_feature_select_strategy": ("default",),
 }
+_CAPTURED_ROWS = 8  # more fill a device without help
 _GREY = 128  # levels are centred, so that products stay small
 _LEVELS = 64  # and scaled by a power of two, which is exact: 8-bit levels fit into bfloat16 and float16
 
@@ -148,6 +158,32 @@ class FoldedModel:
         )
         self._versions = _versions(model)
         self._fold(image_mean, image_std)
+        self._buckets: Buckets | None = None
+        self._captured: Captured | None = None
+        self._stages: dict[str, Callable[..., Any]] = {
+            "encode": self._encode,
+            "fine": self._fine,
+            "first": self._read_first,
+            "rows": self._read_rows,
+            "words": self._read_words,
+        }
+
+    def compile(self, backend: Any = "inductor", *, cuda_graphs: bool = True) -> None:
+        """Compile all stages, each on first use and once per shape; sizes are rounded up, so that shapes are few.
+
+        Args:
+            backend: Of ``torch.compile``; None compiles nothing, for CUDA graphs alone.
+            cuda_graphs: On a CUDA device, launch one picture with few queries as one graph.
+
+        Raises:
+            SettingError: There is no such backend, or the compiler that it needs is missing.
+        """
+        check_backend(backend, self.model.device)
+        self._buckets = Buckets()
+        if backend is not None:
+            self._stages = {name: Compiled(stage, backend) for name, stage in self._stages.items()}
+        if cuda_graphs and self.model.device.type == "cuda":
+            self._captured = Captured()
 
     def is_current(self) -> bool:
         """Tell whether the model's weights are still those that were folded."""
@@ -227,16 +263,30 @@ class FoldedModel:
         Returns:
             Features without ``fine``, which is folded away.
         """
+        levels = levels.to(self.model.device, non_blocking=True)
+        tiles = len(levels)
+        if self._buckets is not None:
+            filling = levels.new_zeros(self._buckets.round_rows(tiles) - tiles, *levels.shape[1:])
+            levels = torch.cat([levels, filling])
+        coarse, patches = self._launch("encode", self._stages["encode"], [levels])
+        return VisionFeatures(coarse[:tiles], None, patches[:tiles], list(tile_grids))
+
+    def _encode(self, levels: Tensor) -> tuple[Tensor, Tensor]:
+        """F_V1 ``(T, tokens, D)`` and F_V0 ``(T, patches, C)``."""
         patches = self._patches(levels)
         side = self.config.patches_per_side
         coarse = space_to_depth(patches.unflatten(1, (side, side)), self.config.compression).flatten(1, 2)
-        return VisionFeatures(self._projector(coarse), None, patches, list(tile_grids))
+        return self._projector(coarse), patches
+
+    def _launch(self, name: Any, function: Callable[..., Any], inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Run a function of one picture, as a CUDA graph if that is wanted."""
+        return function(*inputs) if self._captured is None else self._captured(name, function, inputs)
 
     def _patches(self, levels: Tensor) -> Tensor:
         """F_V0, ``(T, patches, C)`` (i)."""
         weight, bias = self._patch
         embeddings, encoder = self._vision.embeddings, self._vision.encoder
-        centred = (levels.to(weight.device).to(weight.dtype) - _GREY) / _LEVELS
+        centred = (levels.to(weight.dtype) - _GREY) / _LEVELS
         x = F.conv2d(centred, weight, bias, stride=weight.shape[-2:]).flatten(2).transpose(1, 2)
         x = torch.cat([embeddings.cls_token.expand(len(x), -1, -1), x], dim=1)
         if embeddings.position_embeddings is not None:
@@ -261,11 +311,7 @@ class FoldedModel:
     def _fold_picture(
         self, grid: tuple[int, int], coarse: Tensor, patches: Tensor, prefix: tuple[int, ...]
     ) -> FoldedPicture:
-        normed = F.layer_norm(patches, patches.shape[-1:], eps=self._projector.layer_norm.eps)
-        fine = self._projector.act(F.linear(normed, *self._fine_1))
-        fine = F.linear(F.gelu(F.linear(fine, *self._fine_2)), *self._vision_2)  # (T, patches, s*s*D)
-        head: Any = self.model.mask_head
-        known = F.linear(F.gelu(head.expand_vision.linear_1(coarse)), *self._vision_2)  # (T, tokens, s*s*D)
+        fine, known = self._stages["fine"](patches, coarse)
         pixels = self._unfold(fine, grid)
         pixels = pixels - _enlarged(self._unfold(known, grid), pixels) + self._bias_1
         if not self.is_shared:
@@ -276,10 +322,18 @@ class FoldedModel:
         pixels = self._fuse(pixels, coarse_out[0], grid)
         return FoldedPicture(coarse, grid, pixels, memory, prefix, self.name)
 
+    def _fine(self, patches: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
+        """Both parts of K, before they are unfolded: ``(T, patches, s*s*D)`` and ``(T, tokens, s*s*D)`` (a, a2, b)."""
+        normed = F.layer_norm(patches, patches.shape[-1:], eps=self._projector.layer_norm.eps)
+        fine = self._projector.act(F.linear(normed, *self._fine_1))
+        fine = F.linear(F.gelu(F.linear(fine, *self._fine_2)), *self._vision_2)
+        head: Any = self.model.mask_head
+        return fine, F.linear(F.gelu(head.expand_vision.linear_1(coarse)), *self._vision_2)
+
     def _unfold(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """Stitch tiles and unfold channels: ``(tiles, side*side, s*s*D) -> (rows*side*s, columns*side*s, D)``."""
         rows, columns = grid
-        side = round((x.numel() // x.shape[-1] / (rows * columns)) ** 0.5)
+        side = round(x.shape[1] ** 0.5)
         tiles = x.reshape(rows * columns, side, side, x.shape[-1])
         return depth_to_space(stitch_tiles(tiles, rows, columns), self.config.compression)
 
@@ -299,10 +353,12 @@ class FoldedModel:
         split = [self._split(row, picture) for row, picture in zip(rows, pictures, strict=True)]
         assert len({len(picture.coarse) for picture in pictures}) == 1, "rows of one batch have equally many tiles"
         found: list[Tensor | None] = [None] * len(rows)
-        # Rows share a pass where they share what is before their words: the prefix, or all of the picture.
+        # Rows share a pass where they share what is before their words, and the shape of what is behind it.
         groups: dict[Any, list[int]] = {}
         for index, (prefix, _) in enumerate(split):
-            groups.setdefault((prefix, id(pictures[index]) if self.is_shared else None), []).append(index)
+            groups.setdefault((prefix, id(pictures[index]) if self.is_shared else pictures[index].grid), []).append(
+                index
+            )
         for (prefix, _), members in groups.items():
             words = [split[index][1] for index in members]
             seen = [pictures[index] for index in members]
@@ -323,29 +379,102 @@ class FoldedModel:
 
     def _group_logits(
         self, prefix: tuple[int, ...], words: list[list[int]], pictures: list[FoldedPicture]
-    ) -> list[Tensor]:
+    ) -> Sequence[Tensor]:
+        """Score rows with one prefix: of pictures of one grid, or if image tokens see no word, of one picture."""
+        device = self.model.device
         if self.is_shared:
             picture = pictures[0]
             assert picture.memory is not None, "made for image tokens that see no word"
-            query, constant = self._query(self._reader.read_words(words, picture.memory))
-            logits = _at_least_float32(picture.pixels @ query.T) + constant  # (h, w, K)
-            return list(logits.permute(2, 0, 1).contiguous())
-        coarse = torch.stack([picture.coarse.flatten(0, 1) for picture in pictures])
-        coarse_out, seg = self._reader.read_rows(prefix, words, coarse)
-        query, constant = self._query(seg)
-        found = []
-        for row, picture in enumerate(pictures):  # one by one: these maps are the widest of all
-            pixels = self._fuse(picture.pixels, coarse_out[row], picture.grid)
-            found.append(_at_least_float32(pixels @ query[row]) + constant[row])
-        return found
+            rows = lay_out([self._reader.spoken(row) for row in words], [0] * len(words), device, self._buckets)
+            query, constant = self._stages["words"](rows.ids, rows.lengths, picture.memory)
+            logits = _at_least_float32(picture.pixels @ query[: len(words)].T) + constant[: len(words)]  # (h, w, K)
+            return logits.permute(2, 0, 1).contiguous().unbind()
+        seen = {id(picture): picture for picture in pictures}
+        number = {key: index for index, key in enumerate(seen)}
+        rows = lay_out(words, [number[id(picture)] for picture in pictures], device, self._buckets)
+        coarse = _stacked_pictures([picture.coarse.flatten(0, 1) for picture in seen.values()])
+        known = _stacked_pictures([picture.pixels for picture in seen.values()])
+        past = self._reader.prefix(prefix, coarse)
+        grid = pictures[0].grid
+        inputs = [rows.ids, rows.lengths, rows.picture_of_row, rows.first_lengths, rows.first_pictures, coarse, known]
+        inputs += [] if rows.first_of_row is None else [rows.first_of_row]
+
+        def score(*inputs: Tensor) -> Sequence[Tensor]:
+            return [self._score_rows(past, grid, *inputs)]
+
+        if len(seen) > 1 or len(words) > _CAPTURED_ROWS:
+            (logits,) = score(*inputs)
+        else:
+            (logits,) = self._launch(("score", prefix, grid), score, inputs)
+        return logits[: len(words)].unbind()
+
+    def _score_rows(
+        self,
+        past: Sequence[KeysValues | None],
+        grid: tuple[int, int],
+        ids: Tensor,
+        lengths: Tensor,
+        picture_of_row: Tensor,
+        first_lengths: Tensor,
+        first_pictures: Tensor,
+        coarse: Tensor,
+        known: Tensor,
+        first_of_row: Tensor | None = None,
+    ) -> Tensor:
+        """Logits ``(B, h, w)`` of rows as `self1e.inference.layout.Rows` holds them.
+
+        Args:
+            past: Keys and values of the prefix.
+            grid: Of all pictures.
+            ids: See ``Rows``.
+            lengths: See ``Rows``.
+            picture_of_row: See ``Rows``.
+            first_lengths: See ``Rows``.
+            first_pictures: See ``Rows``.
+            coarse: F_V1 per picture, ``(P, M, D)``.
+            known: K per picture, ``(P, h, w, D)``.
+            first_of_row: See ``Rows``.
+        """
+        first = self._stages["first"](coarse.index_select(0, first_pictures), first_lengths, past[0])
+        if first_of_row is not None:
+            first = tuple(x.index_select(0, first_of_row) for x in first)
+        residual, query, constant = self._stages["rows"](*first, ids, lengths, past, grid)
+        return score_pixels(known, residual, query, constant, picture_of_row)
+
+    def _read_first(self, coarse: Tensor, lengths: Tensor, past: KeysValues | None) -> tuple[Tensor, Tensor, Tensor]:
+        return self._reader.read_first(coarse, lengths, past)
+
+    def _read_rows(
+        self,
+        first: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        ids: Tensor,
+        lengths: Tensor,
+        past: Sequence[KeysValues | None],
+        grid: tuple[int, int],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Residual ``(B, a, b, D)``, vector and constant of rows; see ``Reader.read_rows``."""
+        coarse_out, seg = self._reader.read_rows(first, keys, values, ids, lengths, past)
+        return self._residual(coarse_out, grid), *self._query(seg)
+
+    def _read_words(self, ids: Tensor, lengths: Tensor, memory: Sequence[KeysValues]) -> tuple[Tensor, Tensor]:
+        return self._query(self._reader.read_words(ids, lengths, memory))
 
     # ------------------------------------------------------------------ mask head
 
-    def _fuse(self, known: Tensor, coarse_out: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Add what the language model made of the picture, ``(M, D)``, to K; GELU: ``(h, w, D)`` (b, b2)."""
+    def _residual(self, coarse_out: Tensor, grid: tuple[int, int]) -> Tensor:
+        """What the language model made of pictures, before it is enlarged: ``(B, M, D) -> (B, a, b, D)`` (b)."""
+        rows, columns = grid
         head: Any = self.model.mask_head
         residual = F.linear(F.gelu(head.expand_language.linear_1(coarse_out)), *self._language_2)
-        return F.gelu(_enlarged(self._unfold(residual, grid), known).add_(known))
+        side = round((coarse_out.shape[1] // (rows * columns)) ** 0.5)
+        tiles = residual.unflatten(1, (rows * columns, side, side))
+        return depth_to_space(stitch_tiles(tiles, rows, columns), self.config.compression)
+
+    def _fuse(self, known: Tensor, coarse_out: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Add what the language model made of the picture, ``(M, D)``, to K; GELU: ``(h, w, D)`` (b, b2)."""
+        return F.gelu(_enlarged(self._residual(coarse_out[None], grid)[0], known).add_(known))
 
     def _query(self, seg: Tensor) -> tuple[Tensor, Tensor]:
         """Turn F_SEG ``(K, D)`` into the vectors that pixels are scored against, and what is added (b, b3)."""
@@ -410,6 +539,11 @@ def _stacked(blocks: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 def _enlarged(x: Tensor, like: Tensor) -> Tensor:
     """Bilinear to the places of another map, ``(h, w, D)``."""
     return upsample(x[None], (like.shape[0], like.shape[1]))[0]
+
+
+def _stacked_pictures(maps: Sequence[Tensor]) -> Tensor:
+    """Maps of several pictures as one tensor; that of a single one without a copy."""
+    return maps[0][None] if len(maps) == 1 else torch.stack(list(maps))
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

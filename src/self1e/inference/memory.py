@@ -1,4 +1,4 @@
-"""How much memory is free: what the size of a batch is chosen by."""
+"""How much memory is free, by which the size of a batch is chosen; and what to do when it was too little."""
 
 from __future__ import annotations
 
@@ -12,10 +12,25 @@ FRACTION = 0.25
 CPU_BATCH = 2**28
 """Most bytes of a batch on a CPU: larger ones leave its caches and gain nothing."""
 _UNKNOWN = 2**31  # where a system does not say
+_SHORTAGES = ("out of memory", "can't allocate memory", "not enough memory")  # of MPS and CPU allocators
 _CGROUPS = (  # limit and use of a container, new and old layout
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
 )
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Tell whether an error says that memory is short: CUDA's has a type of its own, those of others only words."""
+    told = str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in told for words in _SHORTAGES)
+
+
+def release(device: torch.device) -> None:
+    """Give back what torch holds for reuse: pieces of it may be too small for what comes next."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
 
 
 def batch_memory(device: torch.device) -> int:
