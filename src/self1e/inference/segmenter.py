@@ -15,7 +15,7 @@ Shapes: K queries of one picture; T tiles; h, w pixels at the mask head's resolu
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -25,12 +25,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from self1e.errors import CheckpointError, PromptError, SettingError
+from self1e.errors import CheckpointError, PromptError, SettingError, ShortageError
+from self1e.inference.compiling import check_backend
 from self1e.inference.folded import FoldedModel, FoldedPicture, obstacle
 from self1e.inference.loading import choose_device, choose_dtype, find_model, reading
 from self1e.inference.masks import enlarge
-from self1e.inference.memory import batch_memory
-from self1e.model import Self1EForConditionalGeneration, VisionFeatures
+from self1e.inference.memory import batch_memory, free_memory, is_shortage, release
+from self1e.inference.processors import computes_in_bfloat16, fit_threads
+from self1e.model import Self1EConfig, Self1EForConditionalGeneration, VisionFeatures
 from self1e.processing.pictures import OpenedPicture, open_picture
 from self1e.processing.processor import Self1EProcessor
 from self1e.processing.prompts import SEG_TOKEN, Kind, segmentation_question
@@ -48,6 +50,7 @@ modules. The three are equal up to rounding."""
 
 _TILES_AT_ONCE = 16  # through the vision encoder; more gains nothing, and 12 are one picture's most
 _HEAD_BUFFERS = 8  # maps of the plain mask head's full resolution that are alive together, counted in its code
+_WIDE = 512  # width of a language model from which on products of matrices are what a CPU spends its time with
 _WORDS = 64  # tokens of a usual row that are not the picture's
 _FOLDING = Lock()  # of all segmenters: one of their own could not be pickled
 
@@ -98,28 +101,36 @@ class _Row:
     kind: KindChoice
 
 
-def load(name: Any = "nano", *, device: Any = "auto", dtype: Any = "auto") -> Self1E:
+def load(name: Any = "nano", *, device: Any = "auto", dtype: Any = "auto", compile: bool = False) -> Self1E:
     """Load a model, ready to segment.
 
     Args:
         name: ``"nano"`` (inside the package, no download), a folder, or a name on the Hugging Face hub.
             A folder of your own that is called nano is ``"./nano"``.
         device: ``"auto"`` takes CUDA, else Apple's MPS, else the CPU; or anything ``torch.device`` reads.
-        dtype: ``"auto"`` is bfloat16 on a CUDA device that has it, else float32: CPU and MPS gain little from
-            16 bits, and float32 is what the published numbers are compared with. Or ``"float32"``,
+        dtype: ``"auto"`` is bfloat16 on a CUDA device that has it, and for models of 1B and more on a CPU with units
+            for it (AMX); else float32: others gain little from 16 bits. Or ``"float32"``,
             ``"bfloat16"``, ``"float16"``, or a ``torch.dtype``.
+        compile: Compile the model on first use, see `Self1E.compile`: minutes once per process, for less time per
+            query on a GPU.
 
     Raises:
         CheckpointError: There is no such folder or repository, or what is in it does not fit.
-        SettingError: This machine has no such device, or there is no such dtype.
+        SettingError: This machine has no such device, there is no such dtype, or the model cannot be compiled.
     """
     chosen_device = choose_device(device)
     chosen_dtype = choose_dtype(dtype, chosen_device)
+    if chosen_device.type == "cpu":
+        fit_threads()
     shown, path = find_model(name)
     with reading(shown):
+        if dtype == "auto" and chosen_device.type == "cpu" and computes_in_bfloat16():
+            config: Any = Self1EConfig.from_pretrained(path)
+            chosen_dtype = torch.bfloat16 if config.text_config.hidden_size >= _WIDE else chosen_dtype
         processor = Self1EProcessor.from_pretrained(path)
         model: Any = Self1EForConditionalGeneration.from_pretrained(path, dtype=chosen_dtype)
-    return Self1E(model.to(chosen_device), processor, name=shown)
+    ready = Self1E(model.to(chosen_device), processor, name=shown)
+    return ready.compile() if compile else ready
 
 
 class Self1E:
@@ -137,6 +148,7 @@ class Self1E:
         self.name = name or str(getattr(model, "name_or_path", "") or "unnamed")
         self._id = uuid.uuid4().hex
         self._folded: tuple[Any, FoldedModel] | None = None
+        self._compiling: dict[str, Any] | None = None
         self._check_fit()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -171,6 +183,30 @@ class Self1E:
         """
         self._folded = None
 
+    def compile(self, backend: Any = "inductor", *, cuda_graphs: bool = True) -> Self1E:
+        """Compile what segments: from the next call on, once per shape that is met, and again after weights change.
+
+        Masks stay the same up to rounding. Shapes are few: words are padded to multiples of 16, and rows to one of some
+        sizes. ``exact="plain"`` and ``chat`` are not compiled.
+
+        Args:
+            backend: Of ``torch.compile``; None compiles nothing, for CUDA graphs alone.
+            cuda_graphs: On a CUDA device, launch one picture with few queries as one graph.
+
+        Returns:
+            This model.
+
+        Raises:
+            SettingError: Folded weights do not cover the model, or the compiler is missing.
+        """
+        reason = obstacle(self.model)
+        if reason is not None:
+            raise SettingError(f"compile: only folded weights are compiled, and they do not cover {reason}.")
+        check_backend(backend, self.device)
+        self._compiling = {"backend": backend, "cuda_graphs": cuda_graphs}
+        self._folded = None
+        return self
+
     def _engine(self, exact: Exact) -> FoldedModel | None:
         """Folded weights that are up to date, or None for the plain modules."""
         if exact not in get_args(Exact):
@@ -187,6 +223,8 @@ class Self1E:
             if reason is None:
                 mean, std = normalising
                 self._folded = normalising, FoldedModel(self.model, image_mean=mean, image_std=std)
+                if self._compiling is not None:
+                    self._folded[1].compile(**self._compiling)
                 return self._folded[1]
         if exact == "folded":
             raise SettingError(
@@ -288,7 +326,8 @@ class Self1E:
             threshold: Foreground is where the logit is strictly above it; published: 0.
             return_logits: Keep the logits ``(K, h, w)`` in the result.
             batch_size: Most queries at once; left out, as many as fit into a quarter of the free memory, on a CPU
-                into 256 MB. Masks do not depend on it beyond rounding.
+                into 256 MB. Where memory is short nevertheless, fewer at once are tried. Masks do not depend on it
+                beyond rounding.
             exact: ``"auto"`` computes with folded weights, which give the same masks with less work, or with the
                 plain modules where a switch, the language model or adapters need them. ``"plain"`` forces the
                 plain modules, ``"folded"`` the folded weights.
@@ -302,6 +341,7 @@ class Self1E:
             PromptError: A query is empty, or nothing was asked.
             PictureError: The picture cannot be read.
             SettingError: A setting cannot work; with ``exact="folded"`` it says why the folds do not cover the model.
+            ShortageError: Not even one query fits into the memory.
         """
         return self.segment_batch(
             [(picture, queries)],
@@ -375,14 +415,15 @@ class Self1E:
         """How much one pass may hold: rows if the caller says so, else tokens over all rows."""
         if batch_size is not None:
             return batch_size
+        return max(batch_memory(self.device) // (self._numbers(engine) * self.dtype.itemsize), 1)
+
+    def _numbers(self, engine: FoldedModel | None) -> int:
+        """How many numbers are alive together per token of a row."""
         if engine is not None:
-            numbers = engine.numbers_per_token
-        else:
-            config: Any = self.model.config
-            # The widest maps are the mask head's, two pixels per patch and side (unless a switch makes them smaller).
-            pixels = (2 * config.compression) ** 2
-            numbers = _HEAD_BUFFERS * pixels * config.text_config.hidden_size
-        return max(batch_memory(self.device) // (numbers * self.dtype.itemsize), 1)
+            return engine.numbers_per_token
+        config: Any = self.model.config
+        # The widest maps are the mask head's, two pixels per patch and side (unless a switch makes them smaller).
+        return _HEAD_BUFFERS * (2 * config.compression) ** 2 * config.text_config.hidden_size
 
     def _segment_window(
         self,
@@ -424,7 +465,13 @@ class Self1E:
         found: list[Tensor | None] = [None] * len(rows)
         answer = SEG_TOKEN * self.model.config.num_seg_tokens
         ready = _Folded(engine, pictures, self._prefix()) if engine is not None else _Plain(self.model, pictures)
-        for batch in self._batches([pictures[row.picture].grid for row in rows], batch_size, engine):
+        waiting = self._batches(pictures, rows, batch_size, engine)[::-1]
+        most = len(rows)
+        while waiting:
+            batch = waiting.pop()
+            if len(batch) > most:
+                waiting += [batch[most:], batch[:most]]
+                continue
             members = [rows[index] for index in batch]
             inputs = self.processor.segmentation_inputs(
                 [row.query for row in members],
@@ -433,21 +480,48 @@ class Self1E:
                 template=template,
                 answer=answer,
             )
-            for index, logits in zip(batch, ready.mask_logits(inputs, [row.picture for row in members]), strict=True):
-                found[index] = logits.float()
+            logits = _unless_short(lambda i=inputs, m=members: ready.mask_logits(i, [row.picture for row in m]))
+            if logits is not None:
+                for index, one in zip(batch, logits, strict=True):
+                    found[index] = one.float()
+                continue
+            release(self.device)
+            if len(batch) == 1:
+                raise ShortageError(self._shortage(pictures[members[0].picture].grid, engine))
+            most = len(batch) // 2
+            waiting.append(batch)
         return [logits for logits in found if logits is not None]
 
+    def _shortage(self, grid: TileGrid, engine: FoldedModel | None) -> str:
+        needed = self._cost(grid, None) * self._numbers(engine) * self.dtype.itemsize
+        return (
+            f"Out of memory: one query on {grid.num_tiles} tile(s) takes about {needed / 2**20:.0f} MB beside the "
+            f"model, and {free_memory(self.device) / 2**20:.0f} MB are free on {self.device}. "
+            "Pass a smaller max_tiles, load the model in 16 bits (dtype='bfloat16'), or free memory."
+        )
+
     def _batches(
-        self, grids: Sequence[TileGrid], batch_size: int | None, engine: FoldedModel | None
+        self,
+        pictures: Sequence[EncodedPicture],
+        rows: Sequence[_Row],
+        batch_size: int | None,
+        engine: FoldedModel | None,
     ) -> list[list[int]]:
         """Group rows; those of like length go together, because shorter ones are padded."""
         room = self._room(batch_size, engine)
         # Beside rows twice as long, padding costs more than another pass. Folded rows of one pass are equally long.
         longest = 2 if engine is None else 1
+        grids = [pictures[row.picture].grid for row in rows]
+        order = [(grid.num_tiles, row.picture) for grid, row in zip(grids, rows, strict=True)]
+        if engine is not None and sum(self._cost(grid, batch_size) for grid in grids) > room:
+            # Rows of one picture with equally many words share the first layer: into one batch with them.
+            tokenizer: Any = self.processor.tokenizer
+            lengths = [len(ids) for ids in tokenizer([row.query for row in rows], add_special_tokens=False).input_ids]
+            order = [(*key, row.kind, length) for key, row, length in zip(order, rows, lengths, strict=True)]
         batches: list[list[int]] = []
         cost = 0
         previous = 0
-        for index in sorted(range(len(grids)), key=lambda index: grids[index].num_tiles):  # stable: in order
+        for index in sorted(range(len(rows)), key=order.__getitem__):  # stable: in order
             tiles = grids[index].num_tiles
             cost += self._cost(grids[index], batch_size)
             if not batches or cost > room or tiles > longest * previous:
@@ -680,6 +754,16 @@ class _Folded:
         lengths = inputs["attention_mask"].sum(1).tolist()
         rows = [ids[:length] for ids, length in zip(inputs["input_ids"].tolist(), lengths, strict=True)]
         return self._engine.mask_logits(rows, [self._pictures[picture] for picture in picture_of_row])
+
+
+def _unless_short(work: Callable[[], list[Tensor]]) -> list[Tensor] | None:
+    """Do it, or give None if memory is short; then what was begun is free again when this returns."""
+    try:
+        return work()
+    except (RuntimeError, MemoryError) as error:
+        if not is_shortage(error):
+            raise
+        return None
 
 
 def check_queries(

@@ -1,4 +1,7 @@
-"""As many threads as a container may use: torch counts the machine's cores, also where only two of them are ours."""
+"""What a CPU is good for: as many threads as a container may use, and 16 bits where it has units for them.
+
+Torch counts the machine's cores, also where only two of them are ours.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import torch
 
 _SET_BY_HAND = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_PROCESSOR = Path("/proc/cpuinfo")
 _OLD_QUOTA = (Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us"))
 
 
@@ -40,3 +44,12 @@ def allowed_cores() -> int | None:
     if quota == "max" or int(quota) <= 0 or int(period) <= 0:
         return None
     return max(math.ceil(int(quota) / int(period)), 1)
+
+
+def computes_in_bfloat16() -> bool:
+    """Tell whether the processor multiplies matrices of bfloat16 in units made for it (AMX)."""
+    try:
+        told = _PROCESSOR.read_text("utf-8")
+    except OSError:
+        return False
+    return "amx_bf16" in told.split()
