@@ -111,14 +111,14 @@ def segment(
     shared = engine != "local" or process_count() > 1
     if shared and (single or (as_json and out is None)):
         raise SettingError(
-            "One picture, or --json without --out, is done by one process: leave out --engine and torchrun, or name "
-            "a folder of pictures and --out."
+            "One picture, or --json without --out, is done by one process: leave out --engine and torchrun (and "
+            "unset WORLD_SIZE), or name a folder of pictures and --out."
         )
     if process_count() > 1:
         from self1e.inference.engines.ranks import own_device
 
         device = own_device(device)
-    elsewhere = choose_engine(engine, partial(load_quietly, model, device, dtype), workers)
+    elsewhere = choose_engine(engine, partial(_load_in_worker, model, device, dtype), workers)
     found, failures = _find(arguments)
     if process_index() == 0:
         for name, problem in failures:
@@ -318,6 +318,12 @@ def _enable_heic() -> None:
     except ImportError:
         return
     register_heif_opener()
+
+
+def _load_in_worker(model: str, device: str, dtype: str) -> Any:
+    """Load the model in a process of Ray's, which has to learn to read pictures of phones, too."""
+    _enable_heic()
+    return load_quietly(model, device, dtype)
 
 
 def _find(arguments: Sequence[str]) -> tuple[list[Path], list[tuple[str, str]]]:
