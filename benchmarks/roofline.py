@@ -241,8 +241,11 @@ def steps(config: Any, tiles: int, queries: int) -> list[tuple[str, float]]:
 
 
 def config_of(name: str) -> Self1EConfig:
-    """Sizes of nano, or of a published model."""
-    return published_config(name) if name in SIZES else Self1EConfig.from_pretrained(NANO)
+    """Sizes of nano, of a published model, or with ``@N`` behind its name of one with N layers in each tower."""
+    base, _, depth = name.partition("@")
+    return (
+        published_config(base, int(depth) if depth else None) if base in SIZES else Self1EConfig.from_pretrained(NANO)
+    )
 
 
 # --------------------------------------------------------------------------- the table

@@ -13,7 +13,7 @@ computed and not how long it waited for its turn. Weights are random (nano has i
 Whatever costs the same per query (literal, rivals as published) is measured with at most five queries where one takes
 long, and extrapolated; the table marks it with *. The floor is that of `roofline.py`, at the matrix-product and copy
 rates measured in the same run. After each row everything is saved; a contender that runs out of memory leaves a row
-that says so; ``--resume`` keeps the rows of an interrupted run of the same commit.
+that says so; ``--resume`` keeps the rows of an interrupted run on the same hardware and names both runs.
 """
 
 from __future__ import annotations
@@ -99,9 +99,9 @@ def asked(count: int) -> list[str]:
 
 def load(name: str, device: torch.device, dtype: torch.dtype) -> Self1E:
     """Load nano or a folder, or make a model of published sizes with random weights."""
-    if name not in SIZES:
+    if name.partition("@")[0] not in SIZES:
         return self1e.load(name, device=device, dtype=dtype)
-    model = random_model(published_config(name), str(device), dtype)
+    model = random_model(roofline.config_of(name), str(device), dtype)
     processor = Self1EProcessor(Self1EImageProcessor(), Self1EProcessor.from_pretrained(NANO).tokenizer)
     return Self1E(model, processor, name=name)
 
@@ -118,7 +118,7 @@ def ways(segmenter: Self1E, tiles: int) -> list[Contender]:
     """The ways to run one of our models."""
     name = segmenter.name
     found: list[Contender] = [
-        Literal(segmenter, name, tiles, is_linear=name in SIZES),
+        Literal(segmenter, name, tiles, is_linear=name.partition("@")[0] in SIZES),
         Ours(segmenter, name, "plain", tiles, exact="plain"),
         Ours(segmenter, name, "ours", tiles),
         Ours(with_shared_picture(segmenter), name, SHARED, tiles, owner=segmenter),
@@ -215,8 +215,10 @@ def summarise(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def add_counts(rows: list[dict[str, Any]], config: Any, itemsize: int, peak: tuple[float, float]) -> None:
-    """Put counted operations and the floor beside our own rows."""
+def add_counts(
+    rows: list[dict[str, Any]], config: Any, itemsize: int, peak: tuple[float, float], clock: str = "seconds"
+) -> None:
+    """Put counted operations and the floor beside our own rows; ``clock``: the seconds that ``peak`` is of."""
     ways = {"literal": roofline.LITERAL, "ours": roofline.EXACT, "compiled": roofline.EXACT, SHARED: roofline.IMAGE}
     for row in rows:
         if row["form"] not in ways or "error" in row:
@@ -227,6 +229,7 @@ def add_counts(rows: list[dict[str, Any]], config: Any, itemsize: int, peak: tup
         )
         row["flop"] = row["pictures"] * sum(cost.flop for cost in costs.values())
         row["floor"] = row["pictures"] * roofline.floor(costs, peak)
+        row["above_floor"] = row[clock] / row["floor"]
     literal = next((row for row in rows if row["form"] == "literal" and "error" not in row), None)
     for row in rows:
         if literal is None or row is literal or "error" in row:
@@ -357,7 +360,10 @@ def cold_start(device: torch.device, dtype: torch.dtype, repeats: int) -> dict[s
 
 
 def machine_peak(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> tuple[float, float]:
-    """Operations per second of a large matrix product, bytes per second of a copy: the best of many tries."""
+    """Operations per second of a large matrix product, bytes per second of a copy: the best of many tries.
+
+    On a CPU per processor second, over all threads: others who use the machine do not change that.
+    """
     side, numbers = (8192, 2**28) if device.type == "cuda" else (1024, 2**24)
     left = torch.randn(side, side, device=device, dtype=dtype)
     right, out = torch.randn_like(left), torch.empty_like(left)
@@ -366,10 +372,13 @@ def machine_peak(device: torch.device, dtype: torch.dtype, seconds: float = 1.0)
 
     def best(work: Callable[[], Any]) -> float:
         work()
-        end = time.perf_counter() + seconds
-        least = float("inf")
-        while time.perf_counter() < end:
-            least = min(least, timed(work, device)[1])
+        least, end = float("inf"), time.perf_counter() + seconds
+        tries = 0
+        while time.perf_counter() < end or tries < 5:
+            start = time.process_time()
+            _, wall = timed(work, device)
+            least = min(least, wall if device.type == "cuda" else time.process_time() - start)
+            tries += 1
         return least
 
     flop = 2 * side**3 / best(lambda: torch.matmul(left, right, out=out))
@@ -385,6 +394,7 @@ class Report:
     def __init__(self, path: Path, given: dict[str, Any], *, resume: bool) -> None:
         self.path = path
         self.found: dict[str, Any] = given | {
+            "runs": [],
             "measured": [],
             "stages": [],
             "counted_rivals": [],
@@ -393,8 +403,9 @@ class Report:
         }
         if resume and path.with_suffix(".json").exists():
             old = json.loads(path.with_suffix(".json").read_text())
-            if old["commit"] == given["commit"] and old["hardware"] == given["hardware"]:
+            if all(old[key] == given[key] for key in ("hardware", "dtype", "threads")):
                 self.found = old
+        self.found["runs"].append({key: given[key] for key in ("command", "commit", "date")})
 
     def has(self, scenario: dict[str, Any]) -> bool:
         """Whether a resumed run has measured this."""
@@ -437,7 +448,7 @@ def run_ours(report: Report, name: str, chosen: argparse.Namespace, device: torc
                 rows = measure(
                     entries, scenario, device, repeats=chosen.repeats, budget=chosen.budget, once=chosen.once
                 )
-                add_counts(rows, config, dtype.itemsize, peak)
+                add_counts(rows, config, dtype.itemsize, peak, report.found["clock"])
                 report.add("measured", *rows)
                 print(*(line(row) for row in rows), sep="\n", flush=True)
         if chosen.stages:
@@ -515,7 +526,7 @@ def line(row: dict[str, Any]) -> str:
     def ratio(name: str) -> str:
         return f"{row[name]:.2f} x" if name in row else ""
 
-    floor = f"{duration(row['floor'])} ({row['seconds'] / row['floor']:.1f} x)" if "floor" in row else ""
+    floor = f"{duration(row['floor'])} ({row['above_floor']:.1f} x)" if "floor" in row else ""
     return (
         f"{place}| {row['form']} | {duration(row['seconds'])}{star} | {duration(row['p95'])}{star} "
         f"| {duration(row['processor_seconds'])} | {floor} | {ratio('faster')} | {ratio('faster_processor')} "
@@ -535,10 +546,13 @@ def as_markdown(report: dict[str, Any]) -> str:
     lines = [
         "# Speed: ours, the published way, and the rivals",
         "",
-        f"Command: `{report['command']}`, commit {report['commit']}, {report['date']}. {report['hardware']}, "
-        f"{report['threads']} thread(s), {report['dtype']}, torch {report['torch']}, transformers "
-        f"{report['transformers']}. Measured in the same run: {report['peak_flops'] / 1e12:.3g} TFLOP/s in a matrix "
-        f"product, {report['peak_bytes'] / 1e9:.3g} GB/s in a copy. Random weights, but for nano.",
+        f"{report['hardware']}, {report['threads']} thread(s), {report['dtype']}, torch {report['torch']}, "
+        f"transformers {report['transformers']}. Measured in the same run: "
+        f"{report['peak_flops'] / 1e12:.3g} TFLOP/s in a matrix product, "
+        f"{report['peak_bytes'] / 1e9:.3g} GB/s in a copy, per "
+        f"{report['clock'][:-1].replace('_', ' ')}. Random weights, but for nano. Command and commit:",
+        "",
+        *(f"* `{run['command']}`, {run['commit']}, {run['date']}" for run in report["runs"]),
     ]
     if report.get("remark"):
         lines += ["", report["remark"]]
@@ -547,7 +561,8 @@ def as_markdown(report: dict[str, Any]) -> str:
         "## From JPEG to masks",
         "",
         "Medians of interleaved rounds. *Processor* is the time this process computed, over all threads: it shows less "
-        "of what else ran on the machine. *Floor* is the least this machine needs, in brackets how far we are from it. "
+        "of what else ran on the machine. *Floor* is the least this machine needs (on a CPU in processor seconds), in "
+        "brackets how far we are from it. "
         "*Faster* is against literal, round by round, in wall-clock and in processor seconds; *fewer operations* is "
         f"what counting promises. * extrapolated from {AT_MOST} queries. Memory: the peak above the loaded model.",
         "",
@@ -710,7 +725,9 @@ def main() -> None:
     found = facts(device, dtype) | {"remark": chosen.remark}
     measured = (chosen.peak_flops, chosen.peak_bytes)
     flops, copied = measured if all(measured) else machine_peak(device, dtype)
-    report = Report(chosen.out, found | {"peak_flops": flops, "peak_bytes": copied}, resume=chosen.resume)
+    found |= {"peak_flops": flops, "peak_bytes": copied}
+    found["clock"] = "seconds" if device.type == "cuda" else "processor_seconds"
+    report = Report(chosen.out, found, resume=chosen.resume)
     for name in chosen.models:
         if not any(one["model"] == name for one in report.found["waterfall"]):
             report.add(

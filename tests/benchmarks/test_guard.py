@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from self1e.inference import epilogue
 from self1e.inference.folded import FoldedModel
 from self1e.model import Self1EForConditionalGeneration
 
@@ -43,13 +44,11 @@ def _watch(work: Callable[[], Any]) -> Watch:
     return watch
 
 
-def _rows(model: Any, count: int) -> list[list[int]]:
+def _rows(model: Any, count: int, tiles: int = 1) -> list[list[int]]:
+    """Ids of rows of different length."""
     config = model.config
-    # Ids that are words, of rows of different length.
-    return [
-        [1, 2, 3, *[config.image_token_id] * config.image_seq_length, *[4 + row] * (5 + row % 3), config.seg_token_id]
-        for row in range(count)
-    ]
+    image = [config.image_token_id] * (tiles * config.image_seq_length)
+    return [[1, 2, 3, *image, *[4 + row] * (5 + row % 3), config.seg_token_id] for row in range(count)]
 
 
 @pytest.fixture
@@ -72,7 +71,10 @@ def test_operations_of_a_call_stay_within_what_is_counted(
         patch.setattr(roofline, "AFTER", len(ids) - ids.index(image) - ids.count(image))
         allowed = roofline.operations(tiny_model.model.config, 1, queries)
         plain = roofline.operations(tiny_model.model.config, 1, queries, ("share", "scores", "tail"))
-    assert counted <= allowed
+    text = tiny_model.model.config.text_config
+    # In the shared first layer [SEG] answers image tokens before it is read: its keys and values are made twice.
+    twice = 2 * text.hidden_size * 2 * text.num_key_value_heads * (text.hidden_size // text.num_attention_heads)
+    assert counted <= allowed + twice * queries
     assert allowed < plain
 
 
@@ -88,7 +90,7 @@ def test_a_picture_is_encoded_once_for_all_of_its_queries(tiny_model: Any, pictu
 
 
 def test_queries_of_one_picture_share_passes_of_the_language_model(tiny_model: Any, picture: Image.Image):
-    layer = tiny_model.model.model.language_model.layers[0].mlp
+    layer = tiny_model.model.model.language_model.layers[-1].mlp
     encoded = tiny_model.encode(picture)
     tiny_model.segment(encoded, "the cup")  # reads the prefix
     calls = []
@@ -132,20 +134,19 @@ def test_the_hot_path_reads_no_value_on_a_real_device_either(tiny_model: Any):
     assert {name: watch.calls[name] for name in READS if watch.calls[name]} == {}
 
 
-def test_no_tensor_grows_with_queries_times_pixels_times_width(tiny_model: Any):
-    """Rows may widen as the language model does; the mask head's widest maps belong to one row at a time."""
+def test_no_tensor_grows_with_queries_times_pixels_times_width(tiny_model: Any, monkeypatch: pytest.MonkeyPatch):
+    """Rows may widen as the language model does; the mask head's widest maps exist in strips only."""
+    monkeypatch.setattr(epilogue, "_CPU_STRIP", 1)  # one line of coarse tokens at a time, and one on either side
     engine = FoldedModel(tiny_model.model)
-    config, side = engine.config, engine.config.tile_size
-    text = config.text_config
-    pictures = engine.fold_pictures(
-        engine.encode(torch.zeros(1, 3, side, side, dtype=torch.uint8), [(1, 1)]), [1, 2, 3]
-    )
-    rows = _rows(tiny_model.model, QUERIES)
-    engine.mask_logits(rows, pictures * QUERIES)
+    side, text = engine.config.tile_size, engine.config.text_config
+    grid, tiles = (3, 4), 12
+    levels = torch.zeros(tiles, 3, side, side, dtype=torch.uint8)
+    pictures = engine.fold_pictures(engine.encode(levels, [grid]), [1, 2, 3])
+    rows = _rows(tiny_model.model, QUERIES, tiles)
+    engine.mask_logits(rows, pictures * QUERIES)  # reads the prefix
     watch = _watch(lambda: engine.mask_logits(rows, pictures * QUERIES))
-    pixels, width = 8 * 8, text.hidden_size
-    tail = max(len(row) for row in rows) - 3
-    layer = QUERIES * tail * max(text.intermediate_size, width)
-    keys = QUERIES * max(len(row) for row in rows) * width
-    assert watch.largest <= max(pixels * width, layer, keys)
-    assert watch.largest < QUERIES * pixels * width
+    height, width = 8 * grid[0], 8 * grid[1]
+    strip = QUERIES * 3 * 4 * width * text.hidden_size
+    layer = QUERIES * max(len(row) for row in rows) * max(text.intermediate_size, 2 * text.hidden_size)
+    assert watch.largest <= max(strip, layer)
+    assert watch.largest < QUERIES * height * width * text.hidden_size
