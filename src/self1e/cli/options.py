@@ -10,7 +10,9 @@ ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="nano (inside the package), a folder, or a name on the Hugging Face hub.")
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...")]
-DtypeOption = Annotated[str, typer.Option(help="auto (bfloat16 on CUDA, else float32), float32, bfloat16, float16.")]
+DtypeOption = Annotated[
+    str, typer.Option(help="auto (bfloat16 on CUDA, else float32), float32, bfloat16, float16, int8 (smaller weights).")
+]
 
 NANO_KNOWS = (
     "nano knows drawn shapes, and people and 58 kinds of clothing in photographs; "

@@ -122,5 +122,5 @@ def choose_dtype(dtype: Any, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if has_bfloat16 else torch.float32
     found = _DTYPES.get(dtype) if isinstance(dtype, str) else None
     if found is None:
-        raise SettingError(f"dtype={dtype!r} is unknown; choose auto, float32, bfloat16 or float16.")
+        raise SettingError(f"dtype={dtype!r} is unknown; choose auto, float32, bfloat16, float16 or int8.")
     return found

@@ -32,6 +32,7 @@ from self1e.inference.loading import choose_device, choose_dtype, find_model, re
 from self1e.inference.masks import enlarge
 from self1e.inference.memory import batch_memory, free_memory, is_shortage, release
 from self1e.inference.processors import computes_in_bfloat16, fit_threads
+from self1e.inference.quantising import is_quantised, loading_settings, quantise
 from self1e.model import Self1EConfig, Self1EForConditionalGeneration, VisionFeatures
 from self1e.processing.pictures import OpenedPicture, open_picture
 from self1e.processing.processor import Self1EProcessor
@@ -110,7 +111,8 @@ def load(name: Any = "nano", *, device: Any = "auto", dtype: Any = "auto", compi
         device: ``"auto"`` takes CUDA, else Apple's MPS, else the CPU; or anything ``torch.device`` reads.
         dtype: ``"auto"`` is bfloat16 on a CUDA device that has it, and for models of 1B and more on a CPU with units
             for it (AMX); else float32: others gain little from 16 bits. Or ``"float32"``,
-            ``"bfloat16"``, ``"float16"``, or a ``torch.dtype``.
+            ``"bfloat16"``, ``"float16"``, or a ``torch.dtype``; or ``"int8"``: as ``"auto"``, but with the language
+            model's weights in 8 bits (`self1e.inference.quantising`), by torchao, or ``"int8-bitsandbytes"``.
         compile: Compile the model on first use, see `Self1E.compile`: minutes once per process, for less time per
             query on a GPU.
 
@@ -119,7 +121,9 @@ def load(name: Any = "nano", *, device: Any = "auto", dtype: Any = "auto", compi
         SettingError: This machine has no such device, there is no such dtype, or the model cannot be compiled.
     """
     chosen_device = choose_device(device)
-    chosen_dtype = choose_dtype(dtype, chosen_device)
+    small = is_quantised(dtype)
+    chosen_dtype = choose_dtype("auto" if small else dtype, chosen_device)
+    settings = loading_settings(dtype, chosen_device) if small else {}
     if chosen_device.type == "cpu":
         fit_threads()
     shown, path = find_model(name)
@@ -128,8 +132,10 @@ def load(name: Any = "nano", *, device: Any = "auto", dtype: Any = "auto", compi
             config: Any = Self1EConfig.from_pretrained(path)
             chosen_dtype = torch.bfloat16 if config.text_config.hidden_size >= _WIDE else chosen_dtype
         processor = Self1EProcessor.from_pretrained(path)
-        model: Any = Self1EForConditionalGeneration.from_pretrained(path, dtype=chosen_dtype)
-    ready = Self1E(model.to(chosen_device), processor, name=shown)
+        model: Any = Self1EForConditionalGeneration.from_pretrained(path, dtype=chosen_dtype, **settings)
+    if small and not settings:
+        quantise(model)  # before it moves: the device never holds the wide weights
+    ready = Self1E(model if settings else model.to(chosen_device), processor, name=shown)
     return ready.compile() if compile else ready
 
 
