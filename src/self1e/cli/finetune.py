@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from self1e.cli.data import list_problems, save_picture, show_progress, table_of_splits
-from self1e.cli.options import say
+from self1e.cli.options import DeviceOption, say
+from self1e.cli.training import DryRun, How, ReportTo, Resume, Settings
 from self1e.errors import DatasetError, SettingError, did_you_mean
 
 WARNINGS = ("empty-mask", "duplicate-query", "duplicate-picture")
@@ -33,9 +34,7 @@ def finetune(
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Times that each picture is shown.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps, instead of --epochs.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a setting: --set optim.learning_rate=2e-5.")
-    ] = None,
+    settings: Settings = None,
     split: Annotated[
         str | None, typer.Option(help="Split to train on, where there are several [default: train].")
     ] = None,
@@ -43,16 +42,10 @@ def finetune(
     pictures: Annotated[Path | None, typer.Option(help="As for self1e data check.")] = None,
     ignore: Annotated[list[str] | None, typer.Option(help="Kind of problem that is no problem here.")] = None,
     no_check: Annotated[bool, typer.Option("--no-check", help="Do not look at every picture first.")] = False,
-    resume: Annotated[
-        str, typer.Option(help="auto: go on from the newest checkpoint in --out; never; or a folder checkpoint-N.")
-    ] = "auto",
-    report_to: Annotated[
-        list[str] | None, typer.Option(help="tensorboard, trackio or wandb, if installed; may be repeated.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps ...")] = "auto",
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, show settings, memory and time, and stop.")
-    ] = False,
+    resume: Resume = "auto",
+    report_to: ReportTo = None,
+    device: DeviceOption = "auto",
+    dry_run: DryRun = False,
 ) -> None:
     """Fine-tune a model on your own pictures; run it again to go on where it stopped.
 
@@ -64,7 +57,16 @@ def finetune(
     recipe, training, validation = _plan(source, model, epochs, steps, settings or [])
     if not no_check:
         _check(source, ignore or [], out / "data-check.png", draw=not dry_run)
-    _train(recipe, training, validation, out, resume, report_to or [], device, dry_run=dry_run)
+    from transformers.utils import logging
+
+    from self1e.training.own_data import own_training_data
+
+    logging.disable_progress_bar()  # one per saved file, between the lines of the log
+    final = How(out, resume, report_to or [], device, dry_run).train(
+        recipe, own_training_data(recipe, training, validation)
+    )
+    if final is not None:
+        _tell(final, out, training)
 
 
 @dataclass(frozen=True)
@@ -201,39 +203,6 @@ def _check(source: _Source, ignore: Sequence[str], sheet: Path, *, draw: bool) -
             f"{errors} problem{'s' * (errors != 1)} in the data; nothing was trained. Mend them, or say which kind is "
             f"none here: --ignore KIND. `self1e data check {root} --all` lists every one."
         )
-
-
-def _train(
-    recipe: Any,
-    training: Any,
-    validation: Any,
-    out: Path,
-    resume: str,
-    report_to: list[str],
-    device: str,
-    *,
-    dry_run: bool,
-) -> None:
-    from transformers.utils import logging
-
-    from self1e.training.own_data import own_training_data
-    from self1e.training.recipes import flatten
-    from self1e.training.run import check_report_to, prepare, run
-
-    logging.disable_progress_bar()  # one per saved file, between the lines of the log
-    check_report_to(report_to)
-    plan = prepare(recipe, data=own_training_data(recipe, training, validation), device=device)
-    if dry_run:
-        for name, value in flatten(recipe).items():
-            typer.echo(f"{name}={','.join(value) if isinstance(value, list) else value}")
-    (typer.echo if dry_run else say)(plan.describe())
-    plan.check_memory()
-    if dry_run:
-        return
-    final = run(
-        recipe, data=plan.data, out=out, resume=resume, report_to=report_to, device=device, say=say, checked=plan
-    )
-    _tell(final, out, training)
 
 
 def _tell(final: Path, out: Path, training: Any) -> None:

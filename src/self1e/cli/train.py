@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from self1e.cli.options import say
+from self1e.cli.options import DeviceOption
+from self1e.cli.training import DryRun, How, ReportTo, Resume, Settings, list_settings
 from self1e.errors import SettingError
 
 
@@ -20,26 +21,18 @@ def train(
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Checkpoints, log, model [default: runs/RECIPE].")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a setting: --set optim.learning_rate=2e-5.")
-    ] = None,
+    settings: Settings = None,
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Start from this folder or hub name, not the recipe's base.")
     ] = None,
-    resume: Annotated[
-        str, typer.Option(help="auto: go on from the newest checkpoint in --out; never; or a folder checkpoint-N.")
-    ] = "auto",
-    report_to: Annotated[
-        list[str] | None, typer.Option(help="tensorboard, trackio or wandb, if installed; may be repeated.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps ...")] = "auto",
+    resume: Resume = "auto",
+    report_to: ReportTo = None,
+    device: DeviceOption = "auto",
     save_steps: Annotated[
         int | None, typer.Option(help="Steps between checkpoints [default: 200, or the recipe's].")
     ] = None,
     list_all: Annotated[bool, typer.Option("--list", help="Show every recipe and stop.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, show settings, memory and time, and stop.")
-    ] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Train a model by RECIPE; run it again to go on where it stopped."""
     from self1e.training.recipes import TrainRecipe, change, find_recipe
@@ -58,35 +51,11 @@ def train(
         return
     if save_steps is not None:
         chosen = change(chosen, [f"saving.every={save_steps}"])
-    _train(chosen, data, folder, resume, model, report_to or [], device, dry_run=dry_run)
+    from self1e.training.run import with_base
 
-
-def _train(
-    recipe: Any,
-    data: Path | None,
-    out: Path,
-    resume: str,
-    model: str | None,
-    report_to: list[str],
-    device: str,
-    *,
-    dry_run: bool,
-) -> None:
-    from self1e.training.recipes import flatten
-    from self1e.training.run import check_report_to, prepare, run, with_base
-
-    recipe = with_base(recipe, model)
-    check_report_to(report_to)
-    plan = prepare(recipe, data=data, device=device)
-    if dry_run:
-        for name, value in flatten(recipe).items():
-            typer.echo(f"{name}={','.join(value) if isinstance(value, list) else value}")
-    (typer.echo if dry_run else say)(plan.describe())
-    plan.check_memory()
-    if dry_run:
-        return
-    final = run(recipe, data=data, out=out, resume=resume, report_to=report_to, device=device, say=say, checked=plan)
-    typer.echo(f"The model is in {final}; try: self1e segment PICTURE -q 'the person' --model {final}")
+    final = How(folder, resume, report_to or [], device, dry_run).train(with_base(chosen, model), data)
+    if final is not None:
+        _tell(final)
 
 
 def _train_nano(
@@ -94,7 +63,7 @@ def _train_nano(
 ) -> None:
     from dataclasses import replace
 
-    from self1e.training.recipes import flatten, run
+    from self1e.training.recipes import run
 
     if model is not None:
         recipe = replace(recipe, start=model)
@@ -105,10 +74,12 @@ def _train_nano(
             f"--resume {resume}: {recipe.name} knows auto and never; --set start=MODEL starts from a model."
         )
     if dry_run:
-        for name, value in flatten(recipe).items():
-            typer.echo(f"{name}={value}")
+        list_settings(recipe)
         return
-    final = run(recipe, data=data, out=out, resume=resume == "auto", save_steps=save_steps)
+    _tell(run(recipe, data=data, out=out, resume=resume == "auto", save_steps=save_steps))
+
+
+def _tell(final: Path) -> None:
     typer.echo(f"The model is in {final}; try: self1e segment PICTURE -q 'the person' --model {final}")
 
 

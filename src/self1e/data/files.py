@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,39 @@ def read_json(path: Path, expected: str, *, encodings: Sequence[str] = ("utf-8",
         raise DatasetError(f"No file {path}; expected {expected}.") from error
     except ValueError as error:  # also of the encoding
         raise DatasetError(f"{path} is no JSON ({error}); expected {expected}. Download it anew.") from error
+
+
+def read_json_lines(path: Path, expected: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Read a file of one JSON object per line; empty lines are passed over.
+
+    Args:
+        path: Of the file.
+        expected: What each line should hold, in words; an error says it.
+
+    Yields:
+        Number of the line, from 1, and its object.
+
+    Raises:
+        DatasetError: The file is missing or no text, or a line is no JSON object.
+    """
+    try:
+        text = path.read_text("utf-8-sig")
+    except FileNotFoundError as error:
+        raise DatasetError(f"No file {path}; expected JSON lines with {expected}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path} cannot be read as text ({error}); expected JSON lines with {expected}.") from error
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise DatasetError(
+                f"{path}, line {number} is no JSON ({error}); expected an object with {expected}."
+            ) from error
+        if not isinstance(record, dict):
+            raise DatasetError(f"{path}, line {number} holds {line[:40]!r}; expected an object with {expected}.")
+        yield number, record
 
 
 def _decode(raw: bytes, encodings: Sequence[str]) -> str:

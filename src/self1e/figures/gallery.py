@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from self1e.data.files import read_json_lines
 from self1e.drawing import distinct_colors
 from self1e.errors import DatasetError, SettingError
 from self1e.figures.sheet import FAINT, INK, ZOOM, Sheet
@@ -49,14 +49,9 @@ def read_entries(file: str | Path) -> list[Entry]:
         DatasetError: No such file, or a line without picture or query, or a picture that is not there.
     """
     file = Path(file)
-    try:
-        text = file.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{file} cannot be read as text ({error}); expected CSV or JSON lines.") from error
     is_csv = file.suffix.lower() == ".csv"
-    rows = enumerate(csv.DictReader(io.StringIO(text)), 2) if is_csv else _json_lines(file, text)
     found = []
-    for number, row in rows:
+    for number, row in _csv(file) if is_csv else read_json_lines(file, "picture, query"):
         picture, query = row.get("picture"), row.get("query")
         if not (isinstance(picture, str) and picture and isinstance(query, str) and query.strip()):
             wanted = "the columns picture and query" if is_csv else '{"picture": "a.jpg", "query": "the cup"}'
@@ -70,17 +65,12 @@ def read_entries(file: str | Path) -> list[Entry]:
     return found
 
 
-def _json_lines(file: Path, text: str) -> Iterable[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            found = json.loads(line)
-        except ValueError as error:
-            raise DatasetError(f"{file}, line {number} is no JSON ({error}); expected one object per line.") from error
-        if not isinstance(found, dict):
-            raise DatasetError(f"{file}, line {number} holds {line[:40]!r}, expected an object.")
-        yield number, found
+def _csv(file: Path) -> Iterable[tuple[int, dict[str, Any]]]:
+    try:
+        text = file.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{file} cannot be read as text ({error}); expected columns picture and query.") from error
+    return enumerate(csv.DictReader(io.StringIO(text)), 2)
 
 
 def benchmark_entries(name: str, data: Sequence[Path], count: int) -> list[Entry]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from self1e.data.vqa_benchmarks.open_answers import read_lines
+from self1e.data.files import read_json_lines
 from self1e.errors import DatasetError, SettingError
 from self1e.evaluation.metrics.vqa import normalise_m4c
 from self1e.figures.sheet import FAINT, INK, LINE, ZOOM, Sheet
@@ -58,7 +58,7 @@ def read_asked(file: str | Path) -> list[Asked]:
             raise DatasetError(f"No file {file}; expected CSV with the columns picture and question.")
         rows = list(csv.DictReader(io.StringIO(file.read_text("utf-8-sig"))))
     else:
-        rows = list(read_lines(file, "picture, question"))
+        rows = [row for _, row in read_json_lines(file, "picture, question")]
     found = []
     for number, row in enumerate(rows, 1):
         picture, question = row.get("picture"), row.get("question")

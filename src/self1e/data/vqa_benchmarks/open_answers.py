@@ -21,13 +21,12 @@ Quirks kept: OK-VQA is judged by ``answer``, not ``raw_answer``; TextVQA is aske
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from self1e.data.files import CocoPictures, read_json
+from self1e.data.files import CocoPictures, read_json, read_json_lines
 from self1e.data.vqa_benchmarks.asked import Asked, find_home
 from self1e.errors import DatasetError
 from self1e.processing.prompts import SHORT_ANSWER_PROMPT, UNANSWERABLE_PROMPT
@@ -123,7 +122,7 @@ def _from_lines(home: Path, chosen: OpenSet) -> Records:
                 "are needed to judge."
             )
         answers = _ten_answers(read_json(there[0], "the annotations with ten answers per question"))
-    for record in read_lines(home / chosen.lines, _KEYS):
+    for _, record in read_json_lines(home / chosen.lines, _KEYS):
         number = record["question_id"]
         if chosen.line_answers and number not in answers:
             raise DatasetError(f"{home / chosen.lines}: question {number!r} has no answers in the annotations.")
@@ -138,32 +137,6 @@ def _from_lines(home: Path, chosen: OpenSet) -> Records:
 def _bare(question: str) -> str:
     """The question alone: some lines carry the request for a short answer already."""
     return question.removesuffix(SHORT_ANSWER_PROMPT).rstrip()
-
-
-def read_lines(path: Path, keys: str) -> Iterator[dict[str, Any]]:
-    """Read JSON lines.
-
-    Args:
-        path: Of the file.
-        keys: What each line should hold, in words.
-
-    Raises:
-        DatasetError: The file is missing, or a line is no JSON object.
-    """
-    if not path.is_file():
-        raise DatasetError(f"No file {path}; expected JSON lines with {keys}.")
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise DatasetError(
-                f"{path}, line {number} is no JSON ({error}); expected an object with {keys}."
-            ) from error
-        if not isinstance(record, dict):
-            raise DatasetError(f"{path}, line {number} holds {line[:40]!r}; expected an object with {keys}.")
-        yield record
 
 
 def _ten_answers(annotations: Any) -> dict[Any, dict[str, Any]]:

@@ -21,9 +21,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from self1e.data.files import CocoPictures
+from self1e.data.files import CocoPictures, read_json_lines
 from self1e.data.vqa_benchmarks.asked import Asked, find_home
-from self1e.data.vqa_benchmarks.open_answers import read_lines
 from self1e.errors import DatasetError
 from self1e.processing.prompts import SHORT_ANSWER_PROMPT
 
@@ -47,12 +46,12 @@ def read_pope(root: str | Path, files: tuple[str, ...]) -> list[Asked]:
     for name in files:
         path = home / f"coco_pope_{name}.json"
         path = path if path.is_file() else home / "coco" / path.name
-        for number, record in enumerate(read_lines(path, _POPE_KEYS), 1):
+        for number, record in read_json_lines(path, _POPE_KEYS):
             try:
                 image, text, label = (str(record[key]) for key in ("image", "text", "label"))
                 sample_id = f"{name}/{record['question_id']}"
             except KeyError as error:
-                raise DatasetError(f"{path}, question {number} has no {error}; expected {_POPE_KEYS}.") from error
+                raise DatasetError(f"{path}, line {number} has no {error}; expected {_POPE_KEYS}.") from error
             found.append(
                 Asked(
                     id=sample_id,
