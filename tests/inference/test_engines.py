@@ -292,9 +292,10 @@ def test_workers_fit_the_cluster() -> None:
 # ---------------------------------------------------------------------- processes
 
 RAY = """
-import os, signal, sys
+import os, signal, socket
 from pathlib import Path
 import ray
+from ray.cluster_utils import Cluster
 from self1e.inference import folder
 folder.fingerprint = lambda model: "none"
 from self1e.inference.engines.ray_data import RayEngine
@@ -315,16 +316,25 @@ def load():
 
     return Mortal()
 
-ray.init(
-    num_cpus=2, object_store_memory=100 * 2**20, include_dashboard=False, log_to_driver=False,
-    _temp_dir=os.environ["RAY_TEMP"],
-)
+# Ports that are given need not be waited for, which on a busy machine takes longer than Ray's raylet is willing to.
+ports = []
+for _ in range(4):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        ports.append(free.getsockname()[1])
+names = ("metrics_agent_port", "metrics_export_port", "runtime_env_agent_port", "dashboard_agent_listen_port")
+cluster = Cluster(initialize_head=True, head_node_args={
+    "num_cpus": 2, "object_store_memory": 100 * 2**20, "include_dashboard": False,
+    "temp_dir": os.environ["RAY_TEMP"], **dict(zip(names, ports)),
+})
+ray.init(address=cluster.address, log_to_driver=False)
 names = {}
 exec(os.environ["STAND_IN"], names)
 engine = RayEngine(load, workers=2)
 report = folder.segment_folder(names["StandIn"](), "photos", "out", ["x", "y"], formats=["mask", "coco"], engine=engine)
 print(report.kept, report.done, sorted(report.failed), report.stopped)
 ray.shutdown()
+cluster.shutdown()
 """
 
 
@@ -339,7 +349,10 @@ def test_a_ray_cluster_whose_worker_is_killed_leaves_what_a_local_run_leaves(
 
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as short:  # a socket's path
         environment = {**os.environ, "STAND_IN": STAND_IN, "RAY_TEMP": short, "RAY_USAGE_STATS_ENABLED": "0"}
-        done = subprocess.run([sys.executable, "-c", RAY], env=environment, capture_output=True, text=True, timeout=1700)
+        environment |= {"RAY_agent_register_timeout_ms": "600000", "RAY_raylet_start_wait_time_s": "600"}
+        done = subprocess.run(
+            [sys.executable, "-c", RAY], env=environment, capture_output=True, text=True, timeout=1700
+        )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.split("\n")[-2] == "0 6 ['a/4.png'] False"
     assert Path("grave").is_file()  # one has died
