@@ -284,12 +284,11 @@ class Client:
         found = self._ask_about(picture, "semantic", options, max_tiles)
         with Image.open(io.BytesIO(base64.b64decode(found["png"]))) as opened:
             labels = np.array(opened)
-        told = {entry["name"]: entry for entry in found["classes"]}
-        scores = np.array([told[name]["score"] for name in classes], dtype=np.float32)
-        palette = np.array([(0, 0, 0), *(told[name]["color"] for name in classes)], dtype=np.uint8)
-        return SemanticMap(
-            labels, tuple(classes), scores, found["background"], source=_source(picture), palette=palette
-        )
+        told = found["classes"]
+        names = tuple(entry["name"] for entry in told)
+        scores = np.array([entry["score"] for entry in told], dtype=np.float32)
+        palette = np.array([(0, 0, 0), *(entry["color"] for entry in told)], dtype=np.uint8)
+        return SemanticMap(labels, names, scores, found["background"], source=_source(picture), palette=palette)
 
     # ------------------------------------------------------------------ conversations and facts
 
