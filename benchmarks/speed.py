@@ -648,9 +648,10 @@ def draw(report: dict[str, Any], path: Path) -> None:
         for name, flop in one["steps"]:
             words = roofline.REWRITES.get(name, "literal: everything once per query")
             sheet.text(22, y, words, 10, FAINT)
-            sheet.box(left, y - 6, width * flop / whole, 12, (96, 110, 130))
-            if flop < before:
-                sheet.box(left + width * flop / whole, y - 6, width * (before - flop) / whole, 12, (238, 120, 20))
+            bar, saved = width * flop / whole, width * (before - flop) / whole
+            sheet.box(left, y - 6, max(bar, 1), 12, (96, 110, 130))
+            if saved:
+                sheet.box(left + bar, y - 6, max(saved, 1), 12, (238, 120, 20))
             sheet.text(left + width + 10, y, f"{flop / 1e12:.3g} T", 11, INK)
             before, y = flop, y + height
         measured = {row["form"]: row for row in report["measured"] if _is_shown(row, one)}

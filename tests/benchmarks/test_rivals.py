@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pycocotools import mask as coco
+
+from self1e.structures import decode_rle
 
 NAMES = ("LISA-7B", "UFO-8B", "HiMTok-8B", "SAM 3", "CLIPSeg")
 STEPS = {"LISA-7B": 6, "UFO-8B": 16, "HiMTok-8B": 32}
@@ -32,7 +33,7 @@ def test_a_rival_answers_every_query_with_a_mask(
     found = entry.run([speed.picture_bytes(1)], speed.asked(QUERIES))
     assert [len(masks) for masks in found] == [QUERIES]
     for mask in found[0]:
-        dense = coco.decode(mask) if form == "fair" else mask
+        dense = decode_rle(mask) if form == "fair" else mask
         assert dense.shape == (480, 640)
 
 
@@ -73,7 +74,8 @@ def test_both_forms_compute_the_same_masks(benchmark_module: Any, one_thread: No
         published = torch.stack(list(rival.published(picture, 3)))
         rival.attend("sdpa")
         fair = torch.stack(list(rival.fair(picture, 3)))
-    torch.testing.assert_close(fair, published, rtol=1e-6, atol=1e-8)
+    # Eager attention rounds its softmax to float32; another token would be off by more than this.
+    torch.testing.assert_close(fair, published, rtol=0, atol=1e-5 * float(published.abs().max()))
 
 
 @pytest.mark.parametrize("name", NAMES)
