@@ -225,6 +225,24 @@ def test_changed_weights_are_folded_anew(own_model, pictures):
     assert same(own_model, pictures[0])
 
 
+def test_replaced_weights_and_modules_are_noticed(tiny):
+    model = tiny.tiny_model()
+    head = model.mask_head.final_mlp.linear_1
+    engine = FoldedModel(model)
+    assert engine.is_current()
+    before = head.weight
+    head.weight = torch.nn.Parameter(before.detach().clone())
+    assert not engine.is_current()
+    head.weight = before
+    assert engine.is_current()
+    projection = model.model.language_model.layers[1].mlp.up_proj
+    model.model.language_model.layers[1].mlp.up_proj = copy.deepcopy(projection)
+    assert not engine.is_current()
+    model.model.language_model.layers[1].mlp.up_proj = projection
+    model.model.language_model.layers[0].more = torch.nn.Linear(1, 1)
+    assert not engine.is_current()
+
+
 def test_folds_are_kept_while_weights_stay(own_model, pictures, monkeypatch):
     made: list[FoldedModel] = []
     fold = FoldedModel._fold
