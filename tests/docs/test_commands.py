@@ -47,6 +47,7 @@ PLAIN = {
     ("README.md", "bibtex"): "how to cite the paper",
     ("docs/folders.md", "text"): "two files of queries, read in test_files_of_queries_are_read",
     ("docs/how-to/your-own-data.md", "json"): "annotations, read in test_json_lines_are_read",
+    ("docs/service.md", "json"): "answers, shortened; parsed in test_answers_of_the_service_are_json",
 }
 """Blocks that are neither code nor commands nor an output: page, language, and what looks after them."""
 
@@ -68,6 +69,7 @@ NOT_RUN = {
     r"self1e data (check|show|stats) my-(data|pictures)": "tests/docs/test_how_to.py, tests/data/own",
     r"self1e demo --web|self1e serve": "serves until it is stopped; tests/web, tests/serving",
     r"self1e segment .*--engine ray": "needs ray; tests/inference/test_engines.py",
+    r"curl |python3 -c |\w+=\$\(": "talks to a running service; tests/serving asks the same paths",
 }
 """Command lines in blocks that are checked and not run: what they begin with, and why, or which test runs them."""
 
@@ -82,7 +84,7 @@ class Line:
     """It stands in a block, to be copied; otherwise within a sentence."""
 
 
-PROGRAMS = ("self1e", "torchrun", "accelerate", "python", "pytest", "make", "pip", "docker", "curl")
+PROGRAMS = ("self1e", "torchrun", "accelerate", "python", "python3", "pytest", "make", "pip", "docker", "curl")
 
 
 def _commands_of(text: str) -> list[str]:
@@ -158,7 +160,7 @@ def _check_self1e(words: list[str]) -> None:
         group = group.commands[name]
         if not hasattr(group, "commands"):
             break
-    if words in (["--help"], ["-h"]):
+    if words in ([], ["--help"], ["-h"]):  # no more than the name of a command
         return
     context = group.make_context(name, list(words))
     given = context.params
@@ -203,6 +205,9 @@ def _check_accelerate(words: list[str]) -> None:
 
 def _check_python(words: list[str]) -> None:
     """A script exists and knows the options; a module is ours, and does too."""
+    if words[0] == "-c":
+        compile(words[1], "-c", "exec")
+        return
     if words[0] == "-m" and words[1] == "lmms_eval":
         return  # not ours; what is after it is checked by tests/evaluation/test_lmms.py
     if words[0] == "-m":
@@ -213,14 +218,19 @@ def _check_python(words: list[str]) -> None:
     else:
         path, options = ROOT / words[0], words[1:]
     assert path.is_file(), f"no script {words[0]}"
-    known = {
-        node.value
-        for node in ast.walk(ast.parse(path.read_text("utf-8")))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("-")
-    }
+    known = _options_of(path)
     for option in options:
         if option.startswith("-"):
             assert option in known, f"{path.name} has no option {option}"
+
+
+def _options_of(path: Path) -> set[str]:
+    """Options in the text of a script: what it gives argparse, or the parameters of its functions, for typer."""
+    nodes = list(ast.walk(ast.parse(path.read_text("utf-8"))))
+    texts = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    names = {each.arg for node in nodes if isinstance(node, ast.arguments) for each in [*node.args, *node.kwonlyargs]}
+    written = {text for text in texts if text.startswith("-")} | {f"--{name.replace('_', '-')}" for name in names}
+    return written | {f"--no-{option.removeprefix('--')}" for option in written}
 
 
 def _check_pytest(words: list[str]) -> None:
@@ -257,6 +267,7 @@ CHECKS: dict[str, Callable[[list[str]], None]] = {
     "torchrun": _check_torchrun,
     "accelerate": _check_accelerate,
     "python": _check_python,
+    "python3": _check_python,
     "pytest": _check_pytest,
     "make": _check_make,
     "pip": _check_pip,
@@ -270,6 +281,8 @@ NOT_CHECKED: dict[str, str] = {
 
 def check(line: str) -> None:
     """Check a command line without running it; ``AssertionError`` or typer's error if something is not there."""
+    if inner := re.match(r"^\w+=\$\((.*)\)$", line):
+        line = inner[1]
     words = shlex.split(line, comments=True)
     words = words[next(place for place, word in enumerate(words) if not re.match(r"^\w+=", word)) :]
     words = words[: next((place for place, word in enumerate(words) if word in ("|", "&", "&&", ">")), len(words))]
@@ -346,7 +359,7 @@ def test_exemptions_are_used():
 
 def _bare(line: str) -> str:
     """A line without the variables that it sets."""
-    return re.sub(r"^(\w+=\S+ )+", "", line)
+    return re.sub(r"^(\w+=[^\s$]+ )+", "", line)
 
 
 # --------------------------------------------------------------------------- what runs
@@ -394,6 +407,11 @@ def test_files_of_queries_are_read(place):
 
     for name in ("photos/queries.csv", "photos/queries.jsonl"):
         assert read_table(name).queries
+
+
+def test_answers_of_the_service_are_json():
+    blocks = [fence for fence in outputs.fences(ROOT / "docs" / "service.md") if fence.language == "json"]
+    assert all(isinstance(json.loads(fence.text), dict) for fence in blocks)
 
 
 def test_json_lines_are_read(place, pictures):
