@@ -11,9 +11,12 @@ import argparse
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+
+from self1e.training.recipes import find_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 NANO = ROOT / "src" / "self1e" / "assets" / "nano"
@@ -116,6 +119,21 @@ def _told(recipe: dict) -> str:
     )
 
 
+def commands(recipes: Sequence[dict]) -> str:
+    """Write the commands that repeat the runs: each starts from the one before, and names what it changed."""
+    lines, folders = [], []
+    for number, recipe in enumerate(recipes):
+        made = asdict(find_recipe(recipe["name"]))
+        changed = {name: value for name, value in recipe.items() if name != "start" and value != made[name]}
+        if folders:
+            changed = {"start": f"{folders[-1]}/model", **changed}
+        folders.append(f"runs/{number}")
+        words = ["torchrun --nproc-per-node 2 -m self1e train", recipe["name"], f"--data DATA --out {folders[-1]}"]
+        words += [f"--set {name}={value}" for name, value in changed.items()]
+        lines.append("    " + " ".join(words))
+    return "\n".join([*lines, f"    python scripts/package_nano.py {' '.join(folders)}"])
+
+
 def write_card() -> None:
     """Write the model card from the measured figures."""
     found = json.loads((RESULTS / "nano.json").read_text("utf-8"))
@@ -159,9 +177,7 @@ One query on one core, encoding included: {found["query_seconds"]:.3f} s. All ta
 
 ## Training
 
-    torchrun --nproc-per-node 2 -m self1e train nano --data DATA --out runs/nano
-    torchrun --nproc-per-node 2 -m self1e train nano_polish --data DATA --out runs/polish --set start=runs/nano/model
-    python scripts/package_nano.py runs/nano runs/polish
+{commands(recipes)}
 
 {" ".join(_told(recipe) for recipe in recipes)} On 2 CPU cores. Recipes: `self1e.training.recipes`. Logs:
 [nano_log.json](../../../../docs/results/nano_log.json).
