@@ -18,7 +18,7 @@ from typing import Any
 
 from self1e.errors import MissingDependencyError, OutputError, Self1EError
 from self1e.inference.engines.share import Outcome, Plan, check_model, do_share, make_shards
-from self1e.inference.folder import FolderReport
+from self1e.inference.folder import FolderReport, Job
 
 _CPUS = 4  # threads of a worker without a GPU, if the cluster has as many
 
@@ -81,18 +81,18 @@ class RayEngine:
 
         workers, resources = _size_workers(ray.cluster_resources(), self._workers)
         shards = make_shards(plan.jobs, workers)
-        rows = [{"shard": pickle.dumps(shard)} for shard in shards]
+        rows = [{"shard": pickle.dumps(_part(plan, shard))} for shard in shards]
         data = ray.data.from_items(rows, override_num_blocks=len(rows))
-        data.context.execution_options.preserve_order = True
-        data.context.enable_progress_bars = False
-        data.context.print_on_execution_start = False
-        bare = replace(plan, jobs=())
         done = data.map(
             _Worker,
             compute=ray.data.ActorPoolStrategy(size=min(workers, len(shards))),
-            fn_constructor_args=(self._load, bare, Path.cwd()),
+            fn_constructor_args=(self._load, Path.cwd()),
             **resources,
         )
+        for context in (data.context, done.context):
+            context.execution_options.preserve_order = True
+            context.enable_progress_bars = False
+            context.print_on_execution_start = False
         for row in done.iter_rows():
             found = pickle.loads(row["outcomes"])
             if isinstance(found, str):
@@ -103,9 +103,8 @@ class RayEngine:
 class _Worker:
     """Holds a model in a process of Ray's, and does one shard after the other."""
 
-    def __init__(self, load: Callable[[], Any], plan: Plan, folder: Path) -> None:
+    def __init__(self, load: Callable[[], Any], folder: Path) -> None:
         self._load = load
-        self._plan = plan
         self._folder = folder
         self._model: Any = None
 
@@ -113,14 +112,15 @@ class _Worker:
         """Do a shard; what goes wrong with the whole run comes back as a message."""
         outcomes: list[Outcome] = []
         try:
+            plan: Plan = pickle.loads(row["shard"])
             if self._model is None:
-                self._model = self._start()
-            do_share(self._model, self._plan, pickle.loads(row["shard"]), outcomes.append, threading.Event())
+                self._model = self._start(plan)
+            do_share(self._model, plan, plan.jobs, outcomes.append, threading.Event())
         except Self1EError as error:
             return {"outcomes": pickle.dumps(str(error))}
         return {"outcomes": pickle.dumps(outcomes)}
 
-    def _start(self) -> Any:
+    def _start(self, plan: Plan) -> Any:
         try:
             os.chdir(self._folder)  # paths are as they were given, for the manifest's sake
         except OSError as error:
@@ -129,8 +129,14 @@ class _Worker:
                 "same names, on a disk that they share."
             ) from error
         model = self._load()
-        check_model(model, self._plan.settings)
+        check_model(model, plan.settings)
         return model
+
+
+def _part(plan: Plan, jobs: tuple[Job, ...]) -> Plan:
+    """Return a plan of some of the pictures."""
+    before = {job.name: plan.before[job.name] for job in jobs if job.name in plan.before}
+    return replace(plan, jobs=jobs, before=before)
 
 
 def _size_workers(cluster: dict[str, float], wanted: int | None) -> tuple[int, dict[str, float]]:
