@@ -125,7 +125,7 @@ class Worker:
         self._most, self._window = batch_queries, batch_seconds
         self._jobs: deque[Job] = deque()
         self._condition = threading.Condition()
-        self._is_closing = False
+        self._is_closing = self._is_given_up = False
         self._pace = 0.1
         self._thread = threading.Thread(target=self._run, name="self1e-model", daemon=True)
 
@@ -166,9 +166,7 @@ class Worker:
             return True
         self._thread.join(seconds)
         is_done = not self._thread.is_alive()
-        with self._condition:
-            for job in self._jobs:
-                job.cancel()
+        self._is_given_up = not is_done
         return is_done
 
     # ------------------------------------------------------------------ the thread
@@ -227,9 +225,9 @@ class Worker:
     def _is_over(self, job: Job) -> bool:
         """Drop a job that nobody waits for any more."""
         is_late = time.monotonic() > job.deadline
-        if not (job.is_cancelled or is_late):
+        if not (job.is_cancelled or is_late or self._is_given_up):
             return False
-        self._metrics.dropped.labels("cancelled" if job.is_cancelled else "late").inc()
+        self._metrics.dropped.labels("cancelled" if job.is_cancelled else "late" if is_late else "stopped").inc()
         self._try(job.abandon)
         job.fail(TimeoutError())
         return True
