@@ -54,10 +54,7 @@ PLAIN = {
 NOT_RUN = {
     r"make |pip install ": "installs, or is what runs this test",
     r"torchrun |accelerate launch ": "several processes; tests/training/test_distributed.py starts them",
-    r"python -m lmms_eval ": "needs lmms-eval",
     r"python benchmarks/|python -m self1e\.evaluation\.nano": "minutes, and a quiet machine",
-    r"python scripts/|python -m self1e\.evaluation\.submissions": "writes into the repository, or needs rows",
-    r"pytest ": "a test does not run tests",
     r"self1e train .*--data (ROOT|DATA|/data)": "needs published data; tests/training/test_train_command.py",
     r"self1e eval .*--data ROOT|self1e calibrate ": "needs published data; tests/evaluation/test_suites.py",
     r"self1e eval (--compare|--tables)": "needs results of before; tests/evaluation/test_compare.py, test_runner.py",
@@ -67,6 +64,7 @@ NOT_RUN = {
     r"self1e convert .*--to onnx": "an extra, and minutes; tests/inference/test_onnx.py",
     r"self1e finetune |self1e merge |self1e (segment|info) .*(my-pictures|runs/mine)": "tests/docs/test_how_to.py",
     r"self1e data (check|show|stats) my-(data|pictures)": "tests/docs/test_how_to.py, tests/data/own",
+    r"self1e data prepare .*--root": "needs archives that were downloaded; tests/data/test_prepare.py",
     r"self1e demo --web|self1e serve": "serves until it is stopped; tests/web, tests/serving",
     r"self1e segment .*--engine ray": "needs ray; tests/inference/test_engines.py",
     r"curl |python3 -c |\w+=\$\(": "talks to a running service; tests/serving asks the same paths",
