@@ -552,8 +552,23 @@ def _finish(logits: Tensor, size_wh: tuple[int, int], form: str) -> Any:
 
 
 def count(rival: Rival, form: str) -> tuple[int, int]:
-    """Count the operations of a picture's first query, and of each further one; ``rival`` lies on the meta device."""
+    """Count the operations of a picture's first query, and of each further one; ``rival`` lies on the meta device.
 
+    Of a language model one and two layers are run: all of its layers do the same.
+    """
+    if not isinstance(rival, Generating):
+        return _count(rival, form)
+    config = rival.language_model.config
+    depth = config.num_hidden_layers
+    found = []
+    for config.num_hidden_layers in (1, 2):
+        found.append(_count(rival, form))
+    config.num_hidden_layers = depth
+    first, further = (one + (depth - 1) * (two - one) for one, two in zip(*found, strict=True))
+    return first, further
+
+
+def _count(rival: Rival, form: str) -> tuple[int, int]:
     def work(queries: int) -> int:
         with torch.no_grad():
             return operations(lambda: list(getattr(rival, form)(None, queries)))

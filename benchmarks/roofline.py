@@ -29,7 +29,7 @@ REWRITES = {
     "share": "vision, projector and f_PUS once per picture (c)",
     "scores": "no next-token scores (f)",
     "tail": "nothing behind [SEG] (e)",
-    "prefix": "tokens before the picture once per model (d); image rows without a mask",
+    "prefix": "prefix once per model (d); image rows without a mask",
     "last": "the last layer asks only for what is read (f)",
     "fine": "one block instead of four on the fine branch (a, a2)",
     "final": "final MLP folded into its neighbours (b, b2, b3)",

@@ -164,7 +164,7 @@ def measure(
         contenders: Who takes part.
         scenario: ``tiles``, ``queries`` and ``pictures``.
         device: Where they are.
-        repeats: Most rounds; one more before them wakes everything.
+        repeats: Most rounds, after one that wakes everything.
         budget: Seconds after which no further round begins.
         once: Whoever needs more seconds for one answer takes part in the first round only.
     """
@@ -198,6 +198,14 @@ def measure(
             answer(contender, pictures, row["measured_queries"], device)
         row["peak_bytes"] = peak.bytes
     return [summarise(row) for row in rows]
+
+
+def first_query(contender: Contender, tiles: int, device: torch.device) -> dict[str, Any]:
+    """The first answer after loading: it folds weights, reads the prefix and wakes everything."""
+    row: dict[str, Any] = {"model": contender.name, "form": contender.form, "tiles": tiles}
+    with noting_shortage(row):
+        row["seconds"], row["processor_seconds"] = answer(contender, [picture_bytes(tiles)], 1, device)
+    return row
 
 
 def summarise(row: dict[str, Any]) -> dict[str, Any]:
@@ -395,6 +403,7 @@ class Report:
         self.path = path
         self.found: dict[str, Any] = given | {
             "runs": [],
+            "first_queries": [],
             "measured": [],
             "stages": [],
             "counted_rivals": [],
@@ -432,6 +441,9 @@ def run_ours(report: Report, name: str, chosen: argparse.Namespace, device: torc
         return
     for tiles in chosen.tiles:
         contenders = ways(segmenter, tiles)
+        for entry in contenders:
+            if entry.form in chosen.forms:
+                report.add("first_queries", first_query(entry, tiles, device))
         for pictures in chosen.pictures:
             for queries in chosen.queries:
                 scenario = {"tiles": tiles, "queries": queries, "pictures": pictures}
@@ -482,6 +494,8 @@ def run_rivals(report: Report, chosen: argparse.Namespace, device: torch.device,
             entries.append(Ours(segmenter.compile() if device.type == "cuda" else segmenter, name, BESIDE, 1))
         except (torch.OutOfMemoryError, MemoryError):
             free(device)  # it has its rows alone
+    for entry in entries:
+        report.add("first_queries", first_query(entry, 1, device))
     for queries in chosen.queries:
         if report.has({"form": BESIDE, "queries": queries}):
             continue
@@ -571,6 +585,15 @@ def as_markdown(report: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
         *(line(row) for row in report["measured"]),
     ]
+    firsts = [row for row in report["first_queries"] if "error" not in row]
+    if firsts:
+        lines += ["", "## The first query after loading", "", "| model | tiles | form | seconds | processor |"]
+        lines += ["|---|---|---|---|---|"]
+        lines += [
+            f"| {row['model']} | {row['tiles']} | {row['form']} | {duration(row['seconds'])} "
+            f"| {duration(row['processor_seconds'])} |"
+            for row in firsts
+        ]
     lines += against_rivals(report["measured"])
     if report["stages"]:
         names = ("decode", "preprocess", "vision", "prefill", "head", "post", "rest")

@@ -110,6 +110,7 @@ def test_ours_goes_through_every_table(
         assert row["seconds"] > row["floor"] > 0
         assert row["fewer_operations"] > 1
         assert len(row["rounds"]) == 2
+    assert {row["form"] for row in report["first_queries"]} == forms
     stages = report["stages"][0]["seconds"]
     assert set(stages) == {"decode", "preprocess", "vision", "prefill", "head", "post", "rest", "total"}
     assert all(seconds > 0 for seconds in stages.values())
