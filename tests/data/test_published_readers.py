@@ -208,6 +208,20 @@ def test_the_published_sum_of_polygons_is_there_on_request(refer):
     assert general[0].dtype == bool  # there the published code unites
 
 
+def test_the_official_evaluation_of_grefcoco_leaves_crowds_out(refer):
+    path = refer / "refer_seg/grefcoco/instances.json"
+    instances = json.loads(path.read_text("utf-8"))
+    for annotation in instances["annotations"]:
+        annotation["iscrowd"] = int(annotation["id"] == 14)
+    put_json(path, instances)
+    taught = [int(target.mask.sum()) for target in Referring(refer, "grefcoco", "val")[0].targets]
+    asked = Referring(refer, "grefcoco", "val", crowds=False)[0].targets
+    both, none, one = asked
+    assert [int(target.mask.sum()) for target in asked] == [28, 0, 0]  # the crowd lies in the other thing
+    assert taught == [28, 0, 16]
+    assert (both.tag, none.tag, one.tag) == ("several", "none", "one")  # a crowd alone is a target all the same
+
+
 def test_grefcoco_has_several_targets_or_none(refer):
     both, none, one = Referring(refer, "grefcoco", "val")[0].targets
     assert [(t.text, t.tag, int(t.mask.sum())) for t in (both, none, one)] == [

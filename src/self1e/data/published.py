@@ -272,7 +272,8 @@ def open_benchmark(folder: str | Path, name: str, *, bug_compat: bool = False) -
     Args:
         folder: Holds ``dataset/``, or is it.
         name: One of `BENCHMARKS`.
-        bug_compat: See `Referring`; it matters to refCOCO, refCOCO+ and refCOCOg.
+        bug_compat: See `Referring`; refCOCO, refCOCO+ and refCOCOg then have sums of polygons, and gRefCOCO has the
+            crowds that its official evaluation leaves out.
 
     Raises:
         DatasetError: There is no such benchmark, or its files are missing.
@@ -285,4 +286,4 @@ def open_benchmark(folder: str | Path, name: str, *, bug_compat: bool = False) -
     which, split = name.split("/")
     if which == "reasonseg":
         return ReasonSeg(root, split)
-    return Referring(root, which, split, bug_compat=bug_compat)
+    return Referring(root, which, split, bug_compat=bug_compat, crowds=bug_compat or which != "grefcoco")

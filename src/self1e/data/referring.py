@@ -55,6 +55,7 @@ class _Index:
     references: tuple[Reference, ...]
     images: dict[int, tuple[str, tuple[int, int]]]  # file name, (width, height)
     segmentations: dict[int, Any]
+    crowds: frozenset[int]
 
 
 class Referring(Sequence[Sample]):
@@ -71,6 +72,7 @@ class Referring(Sequence[Sample]):
         *,
         split_by: str | None = None,
         bug_compat: bool = False,
+        crowds: bool = True,
     ) -> None:
         """Read references and annotations; the splits of one data set share them.
 
@@ -81,6 +83,9 @@ class Referring(Sequence[Sample]):
             split_by: Whose division; None for the published one.
             bug_compat: Masks as the published evaluation has them: uint8, the number of polygons of the object that
                 cover a pixel. A 2 is neither object nor background there. gRefCOCO's are unions all the same.
+            crowds: Take regions marked ``iscrowd`` as targets, as the published loaders do; gRefCOCO's official
+                evaluation leaves them out (METRICS 2.1). A phrase that means nothing else then has an empty mask and
+                still counts as one with a target.
 
         Raises:
             DatasetError: A file is missing or malformed, or the split is empty.
@@ -91,6 +96,7 @@ class Referring(Sequence[Sample]):
             )
         self.name, self.split, self.split_by = name, split, split_by or SPLIT_BY[name]
         self.bug_compat = bug_compat and name != "grefcoco"
+        self.crowds = crowds
         folder = Path(root) / "refer_seg" / name
         references_path, instances_path = _references_path(folder, self.split_by), folder / "instances.json"
         index = _read_index(references_path, instances_path, _changed(references_path), _changed(instances_path))
@@ -150,7 +156,11 @@ class Referring(Sequence[Sample]):
         return Outline(letters=letters, has_mask=True, size_wh=self._index.images[image_id][1])
 
     def _mask(self, reference: Reference, size_wh: tuple[int, int], source: str) -> np.ndarray:
-        found = [self._index.segmentations[number] for number in reference.annotation_ids]
+        found = [
+            self._index.segmentations[number]
+            for number in reference.annotation_ids
+            if self.crowds or number not in self._index.crowds
+        ]
         if self.bug_compat:
             return sum((count_segmentation(each, size_wh, source) for each in found), np.zeros(size_wh[::-1], np.uint8))
         mask = np.zeros(size_wh[::-1], dtype=bool)
@@ -200,10 +210,13 @@ def _read_index(references_path: Path, instances_path: Path, *changed: int) -> _
             for annotation in instances["annotations"]
             if int(annotation["id"]) in wanted
         }
-    except (KeyError, TypeError, ValueError) as error:
+        crowds = frozenset(
+            int(annotation["id"]) for annotation in instances["annotations"] if annotation.get("iscrowd", 0)
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DatasetError(f"{instances_path} is malformed at {error!r}; expected {expected}.") from error
     _check(references, images, segmentations, references_path, instances_path)
-    return _Index(references=references, images=images, segmentations=segmentations)
+    return _Index(references=references, images=images, segmentations=segmentations, crowds=crowds)
 
 
 def _parse(path: Path, expected: str, records: Any) -> tuple[Reference, ...]:
