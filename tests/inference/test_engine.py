@@ -372,13 +372,13 @@ def test_shapes_are_few(tiny):
     engine.compile("eager")
     (picture,) = fold(engine, draw_levels(1), [(1, 1)])
     begin, _ = graphs()
-    for count in range(1, 7):
+    for count in (1, 5, 6):
         for words in (1, 4, 9, 16, 17, 30):
             rows = [make_row(tiny, 1, 1 + (words + index) % 32, index) for index in range(count)]
             engine.mask_logits(rows, [picture] * count)
     count, breaks = graphs()
     assert breaks == 0
-    rounded = 5  # 1, 2, 3, 4, 6
+    rounded = 2  # to 1 and to 6
     assert count - begin <= rounded + 2 * rounded  # of pairs of picture and length; of rows, times two lengths
     seen = count
     for words in (2, 11, 20, 32):
