@@ -154,3 +154,13 @@ def test_every_form_runs_under_its_own_attention(benchmark_module: Any, tiny_mod
         parts = (model.model.vision_tower.encoder.layer[0].attention, model.model.language_model.layers[0].self_attn)
         found[entry.form] = {part.config._attn_implementation for part in parts}
     assert found == {"literal": {"eager"}, "plain": {"sdpa"}, "ours": {"sdpa"}, "attention=image": {"sdpa"}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [("LISA-7B", 7.72), ("UFO-8B", 8.08), ("HiMTok-8B", 8.10), ("SAM 3", 0.840), ("CLIPSeg", 0.151)],
+)
+def test_rivals_have_their_published_sizes(benchmark_module: Any, name: str, billions: float):
+    rival = benchmark_module("rivals").make(name, "meta", torch.float32)
+    assert sum(p.numel() for p in rival.parameters()) / 1e9 == pytest.approx(billions, rel=2e-3)
