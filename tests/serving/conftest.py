@@ -78,7 +78,7 @@ class Held:
 
     def segment_batch(self, requests: Any, **options: Any) -> Any:
         self.is_in.set()
-        assert self.go.wait(60)
+        assert self.go.wait(250)
         self.passes.append([tuple(queries) for _, queries in requests])
         return self._model.segment_batch(requests, **options)
 

@@ -265,7 +265,7 @@ def serve(nano: Any) -> Iterator[Callable[..., str]]:
     yield start
     for server, thread in running:
         server.should_exit = True
-        thread.join(60)
+        thread.join(250)
         assert not thread.is_alive()
 
 

@@ -61,7 +61,7 @@ def staged(test: Callable[..., Coroutine[Any, Any, None]], model: Any, scene: An
             service = app.state.service
             await test(app, service, service.store.add(model.encode(scene)))
 
-    asyncio.run(asyncio.wait_for(run(), 120))
+    asyncio.run(asyncio.wait_for(run(), 280))
 
 
 def test_work_of_a_client_that_left_is_dropped(held, scene):
@@ -72,7 +72,7 @@ def test_work_of_a_client_that_left_is_dropped(held, scene):
         path = schemas.IMAGE_SEGMENT.format(image_id=image.id)
         first, second = Call(app, path, {"queries": ["first"]}), Call(app, path, {"queries": ["second"]})
         tasks = [asyncio.create_task(first.run())]
-        await asyncio.to_thread(held.is_in.wait, 60)
+        await asyncio.to_thread(held.is_in.wait, 200)
         tasks.append(asyncio.create_task(second.run()))
         while service.accepted < 2:
             await asyncio.sleep(0.005)
@@ -178,7 +178,7 @@ def test_stopping_finishes_accepted_work_and_refuses_more(held, scene):
             tasks = [asyncio.create_task(call.run()) for call in calls]
             while service.accepted < 5:
                 await asyncio.sleep(0.005)
-            await asyncio.to_thread(held.is_in.wait, 60)
+            await asyncio.to_thread(held.is_in.wait, 200)
             service.is_draining = True  # what the signal does
             refused = await Call(app, path, {"queries": ["more"]}).run()
             assert (refused.status, refused.json()["type"]) == (503, "urn:self1e:stopping")
@@ -186,5 +186,5 @@ def test_stopping_finishes_accepted_work_and_refuses_more(held, scene):
         await asyncio.gather(*tasks)
         finished.extend(calls)
 
-    asyncio.run(asyncio.wait_for(run(), 120))
+    asyncio.run(asyncio.wait_for(run(), 280))
     assert [call.status for call in finished] == [200] * 5

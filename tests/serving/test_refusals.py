@@ -233,7 +233,7 @@ def asking(client: Any, path: str, content: Any, **options: Any) -> Any:
     thread = threading.Thread(target=lambda: answers.append(client.post(path, json=content, **options)))
     thread.start()
     yield answers
-    thread.join(60)
+    thread.join(250)
 
 
 def upload(client: Any, picture: bytes) -> str:
@@ -248,7 +248,7 @@ def test_one_request_too_many_is_told_when_to_come_again(start, held, picture):
     held.is_in.clear()
     held.go.clear()
     with asking(client, path, {"queries": ["x"]}) as answers:
-        assert held.is_in.wait(60)
+        assert held.is_in.wait(200)
         refused = client.post(path, json={"queries": ["y"]})
         assert is_problem(refused, 429, "busy")
         assert int(refused.headers["retry-after"]) >= 1
@@ -264,7 +264,7 @@ def test_a_late_answer_is_504_and_waiting_work_is_dropped(start, held, picture):
     held.is_in.clear()
     held.go.clear()
     with asking(client, path, {"queries": ["x"]}):
-        assert held.is_in.wait(60)
+        assert held.is_in.wait(200)
         late = client.post(path, json={"queries": ["y"]}, headers={schemas.DEADLINE: "0.05"})
         assert is_problem(late, 504, "deadline")
         held.go.set()
