@@ -292,10 +292,9 @@ def test_workers_fit_the_cluster() -> None:
 # ---------------------------------------------------------------------- processes
 
 RAY = """
-import os, signal, socket
+import os, signal
 from pathlib import Path
 import ray
-from ray.cluster_utils import Cluster
 from self1e.inference import folder
 folder.fingerprint = lambda model: "none"
 from self1e.inference.engines.ray_data import RayEngine
@@ -316,25 +315,16 @@ def load():
 
     return Mortal()
 
-# Ports that are given need not be waited for, which on a busy machine takes longer than Ray's raylet is willing to.
-ports = []
-for _ in range(4):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        ports.append(free.getsockname()[1])
-names = ("metrics_agent_port", "metrics_export_port", "runtime_env_agent_port", "dashboard_agent_listen_port")
-cluster = Cluster(initialize_head=True, head_node_args={
-    "num_cpus": 2, "object_store_memory": 100 * 2**20, "include_dashboard": False,
-    "temp_dir": os.environ["RAY_TEMP"], **dict(zip(names, ports)),
-})
-ray.init(address=cluster.address, log_to_driver=False)
+ray.init(
+    num_cpus=2, object_store_memory=100 * 2**20, include_dashboard=False, log_to_driver=False,
+    _temp_dir=os.environ["RAY_TEMP"],
+)
 names = {}
 exec(os.environ["STAND_IN"], names)
 engine = RayEngine(load, workers=2)
 report = folder.segment_folder(names["StandIn"](), "photos", "out", ["x", "y"], formats=["mask", "coco"], engine=engine)
 print(report.kept, report.done, sorted(report.failed), report.stopped)
 ray.shutdown()
-cluster.shutdown()
 """
 
 
