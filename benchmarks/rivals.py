@@ -409,6 +409,11 @@ class Sam3(Rival):
         def repeated(maps: Any) -> Any:
             return tuple(one.expand(len(ids), *one.shape[1:]) for one in maps)
 
+        if ids.is_meta:  # there the decoder would read its own map's size from a tensor
+            side = seen.fpn_hidden_states[-2].shape[-1]
+            self.model.detr_decoder._get_coords = lambda height, width, dtype, device: (
+                (torch.empty(side, dtype=dtype, device=device),) * 2
+            )
         seen = replace(
             seen,
             fpn_hidden_states=repeated(seen.fpn_hidden_states),
