@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import re
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -193,3 +195,24 @@ def pictures() -> list[Image.Image]:
         Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
         for size in sizes_wh
     ]
+
+
+def _serves(path: Path) -> bool:
+    return path.parent.name in ("serving", "web")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the libraries of service and page leave sockets and loops to the garbage collector."""
+    for item in items:
+        if _serves(item.path):
+            item.add_marker(pytest.mark.filterwarnings("ignore::ResourceWarning"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _rubbish_of_servers(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Collect it here, so that no other test is told of it."""
+    yield
+    if _serves(request.path):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()

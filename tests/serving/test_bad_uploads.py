@@ -14,13 +14,17 @@ REFUSED = [
     "pillow/bmp_b_badwidth.bmp",
     "pillow/broken.png",
     "pillow/crash-2020-10-test.tif",
-    "pillow/decompression_bomb_extents.gif",
     "pillow/png_decompression_dos.png",
     "pillow/timeout-c8efc3fded6426986ba867a399791bae544f59bc.psd",
     "pillow/truncated_image.png",
     "pillow/LICENSE",
 ]
-TAKEN = ["pillow/hopper_orientation_6.jpg", "pillow/tRNS_null_1x1.png", "pngsuite/basi0g16.png"]
+TAKEN = [
+    "pillow/decompression_bomb_extents.gif",
+    "pillow/hopper_orientation_6.jpg",
+    "pillow/tRNS_null_1x1.png",
+    "pngsuite/basi0g16.png",
+]
 
 
 @pytest.fixture(scope="module")
