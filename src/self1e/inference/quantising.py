@@ -8,7 +8,7 @@ a 2B model's weights and 81 % of an 8B's. Weights only: products are computed in
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -84,8 +84,9 @@ def weight_bytes(model: nn.Module, dtype: str) -> int:
     if dtype == "int8":
         for name, module in model.named_modules():
             if is_small(module, name):
-                rows, columns = module.weight.shape  # type: ignore[misc]
-                total -= rows * columns * (wide - 1) - rows * wide  # type: ignore[operator]
+                linear = cast(nn.Linear, module)
+                rows, columns = linear.weight.shape
+                total -= rows * columns * (wide - 1) - rows * wide
     return total
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 PORTRAIT = Path(__file__).parent.parent / "assets" / "astronaut.jpg"
 """Eileen Collins, NASA, public domain."""
@@ -42,9 +43,10 @@ def write_examples(folder: Path) -> list[Example]:
     scenes = Scenes("test", size_wh=_SIZE_WH)
     for number in _SCENES:
         sample = scenes[number]
+        things: Any = sample.extra["things"]
         place = folder / f"scene-{number}.png"
         sample.image.save(place)
-        kinds = dict.fromkeys(f"{thing.colour} {thing.kind}" for thing in sample.extra["things"])
+        kinds = dict.fromkeys(f"{thing.colour} {thing.kind}" for thing in things)
         queries = dict.fromkeys(target.text for target in sample.targets if target.tag not in ("absent", "several"))
         question = sample.questions[0].text if sample.questions else "How many things are there?"
         found.append(Example(place, "\n".join(list(queries)[:3]), ", ".join(kinds), question))

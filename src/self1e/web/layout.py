@@ -14,6 +14,7 @@ import gradio as gr
 
 from self1e.errors import Self1EError
 from self1e.inference.export import FORMATS
+from self1e.inference.session import check_mode
 from self1e.web import words
 from self1e.web.downloads import map_file, masks_file
 from self1e.web.examples import Example, write_examples
@@ -425,9 +426,11 @@ class _Acts:
         space = self._workspaces.of(request.session_hash)
         try:
             encoded = space.encode(self.model, picture, int(tiles))
-            if space.session is None:
-                space.session, space.messages = self.model.session(encoded, max_new_tokens=128), ()
-            events = space.session.ask(text, mode=mode)
+            session = space.session
+            if session is None:
+                session = self.model.session(encoded, max_new_tokens=128)
+                space.session, space.messages = session, ()
+            events = session.ask(text, mode=check_mode(mode))
             before = (*space.messages, Message("user", text.strip()))
             yield [words.note("writing ..."), _bubbles(before), ""]
             for answer, told in answered(events):

@@ -64,11 +64,12 @@ def mount(app: Any, model: Any, *, path: str = "/web", **bounds: Any) -> Any:
     """
     blocks = build(model, **bounds)
     import gradio
+    from gradio.themes import Default
 
     from self1e.web.words import style
 
     fonts = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]  # none is loaded from anywhere
-    theme = gradio.themes.Default(primary_hue="blue", neutral_hue="slate", font=fonts[0], font_mono=fonts[1])
+    theme = Default(primary_hue="blue", neutral_hue="slate", font=fonts[0], font_mono=fonts[1])
     return gradio.mount_gradio_app(
         app,
         blocks,

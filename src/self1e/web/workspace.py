@@ -66,10 +66,12 @@ class Workspace:
         """Open a picture and run what does not depend on words, unless that is done."""
         with self.lock:
             opened = self.open(path)
-            if self.encoded is None or self._tiles != max_tiles:
-                self.encoded, self._tiles = model.encode(opened, max_tiles=max_tiles), max_tiles
+            encoded = self.encoded
+            if encoded is None or self._tiles != max_tiles:
+                encoded = model.encode(opened, max_tiles=max_tiles)
+                self.encoded, self._tiles = encoded, max_tiles
                 self.session, self.messages = None, ()  # a conversation is about one encoding
-            return self.encoded
+            return encoded
 
     def clear(self) -> None:
         """Forget everything about the picture."""

@@ -61,16 +61,17 @@ class Ranks:
     @classmethod
     def from_environment(cls) -> Ranks:
         """Find the other processes by what ``torchrun`` has set."""
-        from torch import distributed
+        from torch.distributed.distributed_c10d import PrefixStore
+        from torch.distributed.rendezvous import rendezvous
 
         try:
-            store, index, count = next(iter(distributed.rendezvous("env://")))
+            store, index, count = next(iter(rendezvous("env://")))
         except (RuntimeError, ValueError) as error:
             raise OutputError(
                 f"Process {process_index()} of {process_count()} does not find the others: {error}. Start all with "
                 "torchrun, or unset RANK and WORLD_SIZE."
             ) from error
-        return cls(distributed.PrefixStore("self1e-folder", store), index, count)
+        return cls(PrefixStore("self1e-folder", store), index, count)
 
     def conduct(
         self,

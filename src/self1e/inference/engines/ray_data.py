@@ -10,7 +10,7 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -59,7 +59,7 @@ class RayEngine:
         """Let the cluster do the pictures; stops after the shard in flight."""
         if not plan.jobs:
             return True
-        import ray
+        from ray.exceptions import RayError
 
         with _ray_quietly():
             try:
@@ -68,7 +68,7 @@ class RayEngine:
                         tell(outcome)
                     if stop.is_set():
                         return False
-            except ray.exceptions.RayError as error:
+            except RayError as error:
                 told = " ".join(str(error).split())
                 raise OutputError(
                     f"Ray has given up: {told[-300:]}. What was finished is recorded; run the same again."
@@ -77,14 +77,16 @@ class RayEngine:
 
     def _outcomes(self, plan: Plan) -> Iterator[list[Outcome]]:
         """Give the outcomes of one shard after the other, in the order of the pictures."""
-        import ray
+        import ray.data
 
+        resources: Any
         workers, resources = _size_workers(ray.cluster_resources(), self._workers)
         shards = make_shards(plan.jobs, workers)
         rows = [{"shard": pickle.dumps(_part(plan, shard))} for shard in shards]
         data = ray.data.from_items(rows, override_num_blocks=len(rows))
+        worker: Any = _Worker  # a class is called once per actor, which the signature of map does not say
         done = data.map(
-            _Worker,
+            worker,
             compute=ray.data.ActorPoolStrategy(size=min(workers, len(shards))),
             fn_constructor_args=(self._load, Path.cwd()),
             **resources,
@@ -139,7 +141,7 @@ def _part(plan: Plan, jobs: tuple[Job, ...]) -> Plan:
     return replace(plan, jobs=jobs, before=before)
 
 
-def _size_workers(cluster: dict[str, float], wanted: int | None) -> tuple[int, dict[str, float]]:
+def _size_workers(cluster: Mapping[str, float], wanted: int | None) -> tuple[int, dict[str, float]]:
     """Say how many workers there are to be, and what each is given."""
     gpus, cpus = int(cluster.get("GPU", 0)), max(int(cluster.get("CPU", 1)), 1)
     if gpus:
