@@ -104,6 +104,7 @@ _STYLE = """
 .s1-table {width: 100%; border-collapse: collapse; font-size: .95rem}
 .s1-table th, .s1-table td {padding: .35rem .5rem; text-align: left; vertical-align: baseline;
   border-bottom: 1px solid var(--border-color-primary); overflow-wrap: anywhere}
+.s1-table thead th {white-space: nowrap}
 .s1-table tbody th {font-weight: 400}
 .s1-table td {white-space: nowrap; font-variant-numeric: tabular-nums}
 .s1-table small, .s1-absent td, .s1-absent th {color: var(--body-text-color-subdued)}
@@ -111,6 +112,8 @@ _STYLE = """
   border-radius: 3px; border: 1px solid rgba(128,128,128,.6); vertical-align: -.1rem; flex: none}
 .s1-absent .s1-swatch {background: none !important; border-style: dashed}
 #layers label::before {content: ""; margin-right: .1rem}
+#file:has(.empty), #map-file:has(.empty), #talk-file:has(.empty), #talk button[title="Share"],
+#talk button[aria-label="Share"] {display: none}
 #picture img, #result img, #map img {object-fit: contain}
 .gradio-container :focus-visible {outline: 3px solid #1e88e5; outline-offset: 2px}
 @media (max-width: 640px) {
