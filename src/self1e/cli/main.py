@@ -7,6 +7,7 @@ needs when it runs, so that ``--help`` comes at once.
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Annotated, Any
 
@@ -61,6 +62,10 @@ app = typer.Typer(
 )
 
 
+_TALKATIVE = ("torchao", "torch.utils._pytree")
+"""Loggers that tell of kernels for other devices whenever transformers is imported beside torchao."""
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         version()
@@ -99,6 +104,8 @@ def main(arguments: list[str] | None = None) -> None:
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
     app(arguments, prog_name="self1e")
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
+import gradio as gr  # pyright: ignore[reportMissingImports]
 
 from self1e.errors import Self1EError
 from self1e.inference.export import FORMATS
@@ -539,14 +539,14 @@ def _bubbles(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def _cached_picture(picture: Any) -> str:
-    from gradio.processing_utils import save_pil_to_cache
+    from gradio.processing_utils import save_pil_to_cache  # pyright: ignore[reportMissingImports]
 
     return save_pil_to_cache(picture, _cache(), name="mask", format="webp")
 
 
 def _handed(name: str, data: bytes) -> list[Any]:
     """Put a file where the browser may fetch it."""
-    from gradio.processing_utils import save_bytes_to_cache
+    from gradio.processing_utils import save_bytes_to_cache  # pyright: ignore[reportMissingImports]
 
     path = save_bytes_to_cache(data, name, _cache())
     size = len(data) / 1024
@@ -554,6 +554,6 @@ def _handed(name: str, data: bytes) -> list[Any]:
 
 
 def _cache() -> str:
-    from gradio.utils import get_upload_folder
+    from gradio.utils import get_upload_folder  # pyright: ignore[reportMissingImports]
 
     return get_upload_folder()

@@ -63,8 +63,8 @@ def mount(app: Any, model: Any, *, path: str = "/web", **bounds: Any) -> Any:
         The application.
     """
     blocks = build(model, **bounds)
-    import gradio
-    from gradio.themes import Default
+    import gradio  # pyright: ignore[reportMissingImports]
+    from gradio.themes import Default  # pyright: ignore[reportMissingImports]
 
     from self1e.web.words import style
 
@@ -144,6 +144,6 @@ def check_gradio() -> None:
     """Say what to install; and keep gradio from telling anybody that it runs."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
-        import gradio  # noqa: F401
+        import gradio  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise MissingDependencyError("The web page needs gradio: pip install 'self1e[demo]'.") from error

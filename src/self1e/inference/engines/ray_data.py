@@ -36,7 +36,7 @@ class RayEngine:
 
     def __init__(self, load: Callable[[], Any], *, workers: int | None = None) -> None:
         try:
-            import ray.data  # noqa: F401
+            import ray.data  # noqa: F401  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise MissingDependencyError(
                 "engine='ray' needs Ray Data, which is not installed: pip install 'self1e[ray]'"
@@ -59,7 +59,7 @@ class RayEngine:
         """Let the cluster do the pictures; stops after the shard in flight."""
         if not plan.jobs:
             return True
-        from ray.exceptions import RayError
+        from ray.exceptions import RayError  # pyright: ignore[reportMissingImports]
 
         with _ray_quietly():
             try:
@@ -77,7 +77,7 @@ class RayEngine:
 
     def _outcomes(self, plan: Plan) -> Iterator[list[Outcome]]:
         """Give the outcomes of one shard after the other, in the order of the pictures."""
-        import ray.data
+        import ray.data  # pyright: ignore[reportMissingImports]
 
         resources: Any
         workers, resources = _size_workers(ray.cluster_resources(), self._workers)
@@ -156,7 +156,7 @@ def _ray_quietly() -> Iterator[None]:
     """Join or start a cluster, unless this process has one, and leave it in the end."""
     import logging
 
-    import ray
+    import ray  # pyright: ignore[reportMissingImports]
 
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     if ray.is_initialized():
