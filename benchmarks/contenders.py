@@ -85,9 +85,8 @@ class Literal(Contender):
 
 
 def use_attention(model: Any, kind: str) -> None:
-    """Set the attention implementation, if it is another one."""
-    if getattr(model.config, "_attn_implementation", None) != kind:
-        model.set_attn_implementation(kind)
+    """Set the attention implementation, of the parts as well: the whole may say another one than they have."""
+    model.set_attn_implementation(kind)
 
 
 def free(device: torch.device) -> None:
