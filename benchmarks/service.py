@@ -108,11 +108,11 @@ class Question:
 
 def make_questions(model: Any, pictures: int) -> list[Question]:
     """Draw scenes, and ask the model itself."""
-    from self1e.data.scenes import draw_scene
+    from self1e.data.scenes import Scenes
 
     found = []
-    for number in range(pictures):
-        picture = draw_scene(number).image
+    for scene in Scenes("test", length=pictures):
+        picture = scene.image
         direct = model.segment(picture, QUERIES)
         found += [Question(picture, query, direct.mask(k), float(direct.scores[k])) for k, query in enumerate(QUERIES)]
     return found
