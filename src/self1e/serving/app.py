@@ -242,7 +242,7 @@ def _add_sessions(app: FastAPI, service: Service) -> None:
     @app.post(
         schemas.SESSION_TURNS,
         response_class=_Events,
-        responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+        responses={200: {"content": {"text/event-stream": {"schema": schemas.EVENT_SCHEMA}}}},
         tags=["chat"],
     )
     async def ask(session_id: str, asked: schemas.TurnRequest, request: Request, deadline: Deadline = None) -> Response:

@@ -39,6 +39,15 @@ REQUEST_ID = "X-Request-ID"
 """Header of every answer; a request may bring its own: 1 to 64 letters, digits, ``.``, ``_`` and ``-``."""
 DEADLINE = "X-Deadline-Seconds"
 """Header of a request that would rather have no answer than a late one; the service's own deadline is the most."""
+EVENT_SCHEMA = {
+    "type": "object",
+    "description": "One server-sent event; its data is JSON, of the schema that belongs to its name.",
+    "properties": {
+        "event": {"type": "string", "enum": ["text", "mask", "not_there", "done", "problem"]},
+        "data": {"type": "string"},
+    },
+    "required": ["event", "data"],
+}
 PROBLEM_TYPE = "application/problem+json"
 
 MOST_QUERIES = 1000
