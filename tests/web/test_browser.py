@@ -72,7 +72,7 @@ def test_upload_two_queries_threshold_layers_and_download(page, tmp_path):
     page.keyboard.press("Space")  # by keyboard
     page.wait_for_function("before => document.querySelector('#result img').src !== before", arg=before)
 
-    page.get_by_role("button", name="Download", exact=True).click()
+    page.locator("button.label-wrap", has_text="Download").click()
     page.locator("#make").click()
     page.locator("#find-status", has_text="astronaut.zip is ready").wait_for()
     with page.expect_download() as told:
@@ -98,8 +98,8 @@ def test_chat_streams_words_and_shows_masks(page, load_script):
     script.chat(page)
     assert page.locator("#talk img").count() >= 1
     page.get_by_label("words only").check()
-    page.get_by_label("Message").fill("What is in the picture?")
-    page.get_by_label("Message").press("Enter")
+    page.get_by_role("textbox", name="Message").fill("What is in the picture?")
+    page.get_by_role("textbox", name="Message").press("Enter")
     page.locator("#chat-status", has_text="You asked for words only").wait_for()
 
 
