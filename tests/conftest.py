@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import gc
-import importlib.util
 import os
 import re
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -16,19 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import support
 import torch
 from PIL import Image
-
-
-def _load_script(name: str, folder: str = "scripts") -> ModuleType:
-    path = Path(__file__).parents[1] / folder / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
 
 
 def _find_shared(variable: str, default: str) -> Path:
@@ -67,13 +55,13 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 @pytest.fixture(scope="session")
 def load_script() -> Callable[[str], ModuleType]:
     """Import a file of ``scripts/`` by its name."""
-    return _load_script
+    return support.load_script
 
 
 @pytest.fixture(scope="session")
 def layouts() -> ModuleType:
     """Checkpoints of every origin (``tests/layouts.py``)."""
-    return _load_script("layouts", "tests")
+    return support.load_script("layouts", "tests")
 
 
 @pytest.fixture(scope="module")

@@ -33,12 +33,12 @@ import numpy as np
 from PIL import Image
 
 from self1e.errors import PictureError, Self1EError, SettingError
+from self1e.inference.events import Done, Mode
 from self1e.structures import Segmentation
 
 if TYPE_CHECKING:
     from self1e.inference.semantic import SemanticMap
 
-Mode = Literal["auto", "segment", "text"]
 Picture = str | os.PathLike[str] | bytes | Image.Image
 
 _BUSY = {429, 503}
@@ -118,21 +118,6 @@ class Mask:
     """Of one query."""
     score: float
     """Of the mask; if it was turned down for its score, that one."""
-
-
-@dataclass(frozen=True)
-class Done:
-    """A turn is complete; see ``self1e.inference.session.Done``."""
-
-    text: str
-    mode: Mode
-    decision: Literal["segment", "text"]
-    probability: float
-    stopped: Literal["end", "length", "cancelled"]
-    new_tokens: int
-    prompt_tokens: int
-    known_tokens: int
-    dropped_turns: int
 
 
 Event = Text | Mask | Done

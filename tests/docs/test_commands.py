@@ -10,16 +10,15 @@ import json
 import re
 import shlex
 import shutil
-import sys
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import typer
+from support import load_script
 
 from self1e.cli.main import app, main
 from self1e.inference import loading
@@ -28,17 +27,7 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def _load_script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-outputs = _load_script("fill_outputs")
+outputs = load_script("fill_outputs")
 PAGES = outputs.pages()
 FENCES = [fence for page in PAGES for fence in outputs.fences(page)]
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import runpy
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from support import load_script
 
 from self1e.inference import loading
 
@@ -17,16 +16,6 @@ ROOT = Path(__file__).parents[2]
 FIGURES = {"teaser.png", "dual-perception.png", "rfr.png", "rfa.png"}
 HAS_NANO = (loading.NANO / "model.safetensors").is_file()
 NO_NANO = f"NANO IS MISSING: no weights in {loading.NANO}, so what it prints and draws cannot be checked."
-
-
-def load_script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
 
 
 outputs = load_script("fill_outputs")

@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import draw_levels, in_float64
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -64,20 +65,6 @@ def _forgotten_graphs():
     """Graphs of one test are none of the next one's."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-
-
-def in_float64(model: Any) -> Any:
-    """Make RMS norms compute in float64 too: the library's work in float32, whatever the weights are."""
-    for module in model.double().modules():
-        if type(module).__name__.endswith("RMSNorm"):
-            module.forward = lambda x, m=module: (
-                m.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + m.variance_epsilon))
-            )
-    return model
-
-
-def draw_levels(tiles: int) -> Tensor:
-    return torch.randint(0, 256, (tiles, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
 
 
 def make_row(tiny: ModuleType, tiles: int, words: int, seed: int = 0) -> list[int]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from support import STAND_IN
 
 from self1e.errors import OutputError, SettingError
 from self1e.inference import folder as folder_module
@@ -20,24 +21,6 @@ from self1e.inference.engines import choose_engine
 from self1e.inference.engines.share import Outcome, Plan, do_share, make_shards
 from self1e.inference.folder import FolderReport, segment_folder
 from self1e.inference.manifest import Manifest
-
-STAND_IN = """
-import numpy as np
-from self1e.inference import folder
-from self1e.structures import Segmentation
-
-class StandIn:
-    name, dtype = "stand-in", "float32"
-
-    def segment(self, picture, queries, **settings):
-        grey = np.asarray(picture.image.convert("L"))
-        masks = [grey > 60 * (k + 1) for k in range(len(queries))]
-        scores = [mask.mean() for mask in masks]
-        return Segmentation.from_masks(masks, scores, queries, image=picture.image, source=picture.source)
-
-folder.fingerprint = lambda model: "none"
-"""
-"""A model that needs no torch, which takes processes many seconds to import."""
 
 FORMATS = ("mask", "coco")
 
@@ -56,9 +39,9 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def make_model(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
-    monkeypatch.setattr(folder_module, "fingerprint", folder_module.fingerprint)  # put back what STAND_IN replaces
     names: dict[str, Any] = {}
     exec(STAND_IN, names)
+    monkeypatch.setattr(folder_module, "fingerprint", lambda model: "none")
     import self1e.inference.engines.share as share
 
     monkeypatch.setattr(share, "fingerprint", lambda model: "none")

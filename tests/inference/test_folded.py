@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support import draw_levels, in_float64
 from torch import Tensor
 
 import self1e
@@ -35,20 +36,6 @@ def _one_thread(one_thread):
 def tiny(load_script) -> ModuleType:
     """The module of tiny models, whose every tensor is random."""
     return load_script("record_goldens")
-
-
-def in_float64(model: Any) -> Any:
-    """Make RMS norms compute in float64 too: the library's work in float32, whatever the weights are."""
-    for module in model.double().modules():
-        if type(module).__name__.endswith("RMSNorm"):
-            module.forward = lambda x, m=module: (
-                m.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + m.variance_epsilon))
-            )
-    return model
-
-
-def draw_levels(tiles: int) -> Tensor:
-    return torch.randint(0, 256, (tiles, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
 
 
 def normalised(levels: Tensor) -> Tensor:

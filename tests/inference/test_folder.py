@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from support import STAND_IN
 
 from self1e.errors import OutputError, PictureError, SettingError
 from self1e.inference import folder as folder_module
@@ -366,21 +367,6 @@ def test_a_table_says_what_to_find_in_each_picture(tmp_path: Path, photos: Path,
 
 
 # ---------------------------------------------------------------------- signals
-
-STAND_IN = """
-import numpy as np
-from self1e.structures import Segmentation
-
-class StandIn:
-    name, dtype = "stand-in", "float32"
-
-    def segment(self, picture, queries, **settings):
-        grey = np.asarray(picture.image.convert("L"))
-        masks = [grey > 60 * (k + 1) for k in range(len(queries))]
-        scores = [mask.mean() for mask in masks]
-        return Segmentation.from_masks(masks, scores, queries, image=picture.image, source=picture.source)
-"""
-"""A model that needs no torch, which takes processes many seconds to import."""
 
 CHILD = (
     STAND_IN
