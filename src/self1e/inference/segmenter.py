@@ -36,7 +36,7 @@ from self1e.inference.quantising import is_quantised, loading_settings, quantise
 from self1e.model import Self1EConfig, Self1EForConditionalGeneration, VisionFeatures
 from self1e.processing.pictures import OpenedPicture, open_picture
 from self1e.processing.processor import Self1EProcessor
-from self1e.processing.prompts import SEG_TOKEN, Kind, segmentation_question
+from self1e.processing.prompts import SEG_TOKEN, KindChoice, check_queries
 from self1e.settings import check_batch
 from self1e.structures import Segmentation, TileGrid, encode_mask
 
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from self1e.inference.semantic import SemanticMap
     from self1e.inference.session import Session
 
-KindChoice = Kind | Literal["auto"]
 Exact = Literal["auto", "folded", "plain"]
 """How masks are computed: with folded weights where they cover the model, with them or not at all, or by the plain
 modules. The three are equal up to rounding."""
@@ -770,33 +769,6 @@ def _unless_short(work: Callable[[], list[Tensor]]) -> list[Tensor] | None:
         if not is_shortage(error):
             raise
         return None
-
-
-def check_queries(
-    queries: str | Sequence[str], kind: KindChoice | Sequence[KindChoice] = "auto", template: str | None = None
-) -> list[tuple[str, KindChoice]]:
-    """Pair every query with its kind, or say what is wrong with it.
-
-    Args:
-        queries: One, or several.
-        kind: One for all, or one each.
-        template: Is checked too, see ``segmentation_question``.
-    """
-    if isinstance(queries, str):
-        queries = [queries]
-    if not isinstance(queries, Iterable):
-        raise PromptError(f"queries is {queries!r:.80}; expected a string, or several.")
-    texts = list(queries)
-    if not texts:
-        raise PromptError("Found no query; ask for at least one thing, e.g. 'the red cup'.")
-    kinds: list[KindChoice] = [kind] * len(texts) if isinstance(kind, str) else list(kind)  # type: ignore[list-item]
-    if len(kinds) != len(texts):
-        raise PromptError(f"Found {len(kinds)} kinds for {len(texts)} queries; pass one for all, or one each.")
-    for index, (text, known) in enumerate(zip(texts, kinds, strict=True)):
-        if not isinstance(text, str):
-            raise PromptError(f"Query {index} is {text!r:.80} ({type(text).__name__}); expected a string.")
-        segmentation_question(text, known, template)
-    return list(zip(texts, kinds, strict=True))
 
 
 def _pairs(requests: Iterable[Any]) -> Iterable[tuple[Any, Any]]:

@@ -17,16 +17,16 @@ def find_foreign(name: Any, **hub: Any) -> Path | None:
     Returns:
         Its local folder; None if it is not foreign, or has a processor of ours beside its weights.
     """
-    from transformers import PreTrainedConfig
-
-    from self1e.model.checkpoints.configs import origin_of
-
     local = Path(str(name)) / str(hub.get("subfolder") or "")
     if local.is_dir():
         if not (local / "config.json").is_file() or _has_own_processor(local):
             return None
         found = json.loads((local / "config.json").read_text(encoding="utf-8"))
         return local if _is_foreign(found) else None
+    from transformers import PreTrainedConfig
+
+    from self1e.model.checkpoints.configs import origin_of
+
     try:
         found, _ = PreTrainedConfig.get_config_dict(name, **hub)
     except OSError:  # not there at all: whoever reads the processor says so

@@ -8,19 +8,18 @@ Tokenizers split a string at control tokens before anything else, so encoding ch
 ids of the whole string. It lets image tokens go in as ids, labels follow from what a chunk *is*, and a question
 stay words: text that spells a control token never becomes one.
 
+Nothing here needs torch but what makes tensors: an exported model reads words without it.
+
 Shapes: B sequences; N tokens of the longest; T tiles over all pictures; K masks of one picture; H, W its pixels.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from self1e.errors import CheckpointError, PromptError, SettingError
@@ -34,6 +33,9 @@ from self1e.processing.tokenizers import (
     added_tokens,
     load_tokenizer,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 IGNORED_LABEL = -100
 """Label of a token that is not supervised."""
@@ -307,6 +309,31 @@ class Self1EProcessor(ProcessorMixin):
         answer: str = prompts.SEG_TOKEN,
         pad_to_multiple_of: int | None = None,
     ) -> dict[str, Tensor]:
+        """Tokenize queries for mask inference: :meth:`segmentation_ids`, as tensors.
+
+        Args:
+            queries: See :meth:`segmentation_ids`, like all but the last.
+            num_tiles: Tiles of the picture, or of each query's picture.
+            kind: ``phrase``, ``sentence`` or ``auto``; or one for each query.
+            template: A question of one's own with ``{text}``.
+            answer: Holds ``[SEG]``.
+            pad_to_multiple_of: See :meth:`pad`.
+
+        Returns:
+            ``input_ids``, ``attention_mask`` and ``position_ids``, int64 ``(B, N)``, padded on the right.
+        """
+        sequences = self.segmentation_ids(queries, num_tiles=num_tiles, kind=kind, template=template, answer=answer)
+        return self.pad(sequences, pad_to_multiple_of=pad_to_multiple_of)
+
+    def segmentation_ids(
+        self,
+        queries: str | Sequence[str],
+        *,
+        num_tiles: int | Sequence[int],
+        kind: Kind | Literal["auto"] | Sequence[Kind | Literal["auto"]] = "auto",
+        template: str | None = None,
+        answer: str = prompts.SEG_TOKEN,
+    ) -> list[list[int]]:
         """Tokenize queries for mask inference: the answer is given, so one forward pass makes every mask.
 
         Sequences end with the answer's last ``[SEG]``; whatever follows it has no influence (METHOD section 3.5).
@@ -317,10 +344,9 @@ class Self1EProcessor(ProcessorMixin):
             kind: ``phrase``, ``sentence`` or ``auto``; or one for each query.
             template: A question of one's own with ``{text}``, in place of the published one.
             answer: Holds ``[SEG]``, several times for a model with several [SEG] tokens.
-            pad_to_multiple_of: See :meth:`pad`.
 
         Returns:
-            ``input_ids``, ``attention_mask`` and ``position_ids``, int64 ``(B, N)``, padded on the right.
+            B sequences of ids.
         """
         texts = [queries] if isinstance(queries, str) else list(queries)
         tiles = [num_tiles] * len(texts) if isinstance(num_tiles, int) else list(num_tiles)
@@ -349,7 +375,7 @@ class Self1EProcessor(ProcessorMixin):
                 raise PromptError(f"num_tiles={count} for query {text!r}; masks need a picture of at least 1 tile.")
             question = prompts.segmentation_question(text, known, template)
             sequences.append(self.tokenize_conversation([(question, None)], num_tiles=count).input_ids + tail)
-        return self.pad(sequences, pad_to_multiple_of=pad_to_multiple_of)
+        return sequences
 
     def pad(
         self,
@@ -369,6 +395,8 @@ class Self1EProcessor(ProcessorMixin):
             ``input_ids`` (see :attr:`pad_token_id`), ``attention_mask`` (1 at real tokens), ``position_ids``
             (0, 1, ... and 0 at padding, METHOD section 4) and ``labels`` if given; int64 ``(B, N)``.
         """
+        import torch
+
         if not sequences or not all(len(sequence) for sequence in sequences):
             raise PromptError("Found no sequence, or an empty one; expected at least one token in each.")
         lengths = [len(sequence) for sequence in sequences]
@@ -561,13 +589,15 @@ class Self1EProcessor(ProcessorMixin):
             before, after = (fill, 0) if side == "left" else (0, fill)
             ids.append([self.pad_token_id] * before + sequence + [self.pad_token_id] * after)
             real.append([0] * before + [1] * len(sequence) + [0] * after)
-        convert: Callable[[list[list[int]]], Any] = torch.tensor if return_tensors else list
-        return {"input_ids": convert(ids), "attention_mask": convert(real)}
+        if not return_tensors:
+            return {"input_ids": ids, "attention_mask": real}
+        import torch
+
+        return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(real)}
 
     # -- masks --------------------------------------------------------------------------------------------------
 
     @staticmethod
-    @torch.no_grad()
     def post_process_masks(
         mask_logits_per_picture: Iterable[Tensor],
         original_sizes: Sequence[Sequence[int]] | Tensor,
@@ -585,8 +615,11 @@ class Self1EProcessor(ProcessorMixin):
         Returns:
             For each picture bool masks ``(K, H, W)``, on the logits' device.
         """
-        sizes = original_sizes.tolist() if isinstance(original_sizes, Tensor) else list(original_sizes)
-        logits = list(mask_logits_per_picture)
+        import torch
+        from torch.nn import functional as F
+
+        sizes = original_sizes.tolist() if isinstance(original_sizes, torch.Tensor) else list(original_sizes)
+        logits = [mask_logits.detach() for mask_logits in mask_logits_per_picture]
         if len(sizes) != len(logits):
             raise PromptError(f"Found mask logits of {len(logits)} pictures but {len(sizes)} sizes; they must match.")
         found = []
@@ -657,6 +690,8 @@ def _cut(words: str, lead: str, spelling: re.Pattern[str]) -> list[str]:
 
 
 def _padded(rows: Sequence[Sequence[int]], length: int, fill: int) -> Tensor:
+    import torch
+
     padded = torch.full((len(rows), length), fill, dtype=torch.int64)
     for row, values in zip(padded, rows, strict=True):
         row[: len(values)] = torch.as_tensor(values, dtype=torch.int64)

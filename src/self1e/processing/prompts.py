@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from string import Formatter
 from typing import Literal
@@ -15,6 +15,7 @@ from typing import Literal
 from self1e.errors import PromptError, SettingError
 
 Kind = Literal["phrase", "sentence"]
+KindChoice = Kind | Literal["auto"]
 
 IMAGE_PLACEHOLDER = "<image>"
 """Where the picture goes in a question; it becomes ``<img>``, the image tokens, ``</img>``."""
@@ -265,6 +266,33 @@ def segmentation_question(text: str, kind: Kind | Literal["auto"] = "auto", temp
     known: Kind = guess_kind(text) if kind == "auto" else kind
     question = VALIDATION_QUESTIONS[known] if template is None else check_question_template(template)
     return question.format(text=normalise(text, known))
+
+
+def check_queries(
+    queries: str | Sequence[str], kind: KindChoice | Sequence[KindChoice] = "auto", template: str | None = None
+) -> list[tuple[str, KindChoice]]:
+    """Pair every query with its kind, or say what is wrong with it.
+
+    Args:
+        queries: One, or several.
+        kind: One for all, or one each.
+        template: Is checked too, see ``segmentation_question``.
+    """
+    if isinstance(queries, str):
+        queries = [queries]
+    if not isinstance(queries, Iterable):
+        raise PromptError(f"queries is {queries!r:.80}; expected a string, or several.")
+    texts = list(queries)
+    if not texts:
+        raise PromptError("Found no query; ask for at least one thing, e.g. 'the red cup'.")
+    kinds: list[KindChoice] = [kind] * len(texts) if isinstance(kind, str) else list(kind)  # type: ignore[list-item]
+    if len(kinds) != len(texts):
+        raise PromptError(f"Found {len(kinds)} kinds for {len(texts)} queries; pass one for all, or one each.")
+    for index, (text, known) in enumerate(zip(texts, kinds, strict=True)):
+        if not isinstance(text, str):
+            raise PromptError(f"Query {index} is {text!r:.80} ({type(text).__name__}); expected a string.")
+        segmentation_question(text, known, template)
+    return list(zip(texts, kinds, strict=True))
 
 
 def explanatory_question(text: str, suffix: str = EXPLANATORY_SUFFIXES[0]) -> str:
