@@ -408,11 +408,18 @@ def decode_rle(rle: dict[str, Any]) -> np.ndarray:
     Not with pycocotools: its ``decode`` makes NumPy 2 warn on every call.
     """
     height, width = rle["size"]
+    runs = checked_runs(rle)
+    column_major = np.repeat(np.arange(len(runs)) % 2 == 1, runs)  # background first
+    return np.ascontiguousarray(column_major.reshape(width, height).T)
+
+
+def checked_runs(rle: dict[str, Any]) -> np.ndarray:
+    """Read the runs of one compressed COCO RLE, or say that they do not fill its mask."""
+    height, width = rle["size"]
     runs = run_lengths(rle["counts"])
     if (runs < 0).any() or runs.sum() != height * width:
         raise SettingError(f"An RLE of size [{height}, {width}] codes {runs.sum()} pixels, expected {height * width}.")
-    column_major = np.repeat(np.arange(len(runs)) % 2 == 1, runs)  # background first
-    return np.ascontiguousarray(column_major.reshape(width, height).T)
+    return runs
 
 
 def run_lengths(counts: bytes) -> np.ndarray:

@@ -156,7 +156,7 @@ class FoldedModel:
             seg_token_id=self.config.seg_token_id,
             reads_seg=self.config.seg_readout == "at",
         )
-        self._weights = _Weights(model)
+        self._weights = SeenWeights(model)
         self._fold(image_mean, image_std)
         self._buckets: Buckets | None = None
         self._captured: Captured | None = None
@@ -506,8 +506,11 @@ def _patch_convolution(model: Self1EForConditionalGeneration) -> Any:
     return tower.embeddings.patch_embeddings.projection
 
 
-class _Weights:
-    """What folded weights were made of: asked before every call, so in a tenth of what walking a large model takes."""
+class SeenWeights:
+    """What the weights were when something was computed from them.
+
+    Asked before every call, so in a tenth of what walking a large model takes.
+    """
 
     def __init__(self, model: Self1EForConditionalGeneration) -> None:
         self._config: Any = model.config
