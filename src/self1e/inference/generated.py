@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from self1e.errors import SettingError
 from self1e.inference.segmenter import EncodedPicture, Exact, KindChoice, Self1E, check_queries, finish
+from self1e.inference.writing import write_greedily
 from self1e.processing.prompts import segmentation_question
 from self1e.settings import check_batch
 from self1e.structures import Segmentation
@@ -77,7 +77,6 @@ def segment_generated(
     )
 
 
-@torch.inference_mode()
 def generate(
     model: Self1E, encoded: EncodedPicture, prompts: Sequence[Sequence[int]], *, max_new_tokens: int = 64
 ) -> list[list[int]]:
@@ -92,29 +91,18 @@ def generate(
     Returns:
         Token ids of each answer, up to the end of the turn and without it.
     """
-    processor = model.processor
     answers: list[list[int]] = [[] for _ in prompts]
     by_length: dict[int, list[int]] = {}
     for index, prompt in enumerate(prompts):
         by_length.setdefault(len(prompt), []).append(index)
-    generator: Any = model.model
-    for same in by_length.values():  # rows of one length need no padding, which generation would want on the left
+    for same in by_length.values():  # rows of one length need no padding, which rounds differently
         for start in range(0, len(same), _ROWS_AT_ONCE):
             members = same[start : start + _ROWS_AT_ONCE]
-            input_ids = torch.tensor([list(prompts[index]) for index in members], device=model.device)
-            output = generator.generate(
-                input_ids=input_ids,
-                attention_mask=torch.ones_like(input_ids),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                eos_token_id=processor.turn_end_id,
-                pad_token_id=processor.pad_token_id,
-                vision=encoded.vision,
-                picture_of_row=[0] * len(members),
-            )
-            for index, ids in zip(members, output[:, input_ids.shape[1] :].tolist(), strict=True):
-                end = ids.index(processor.turn_end_id) if processor.turn_end_id in ids else len(ids)
-                answers[index] = ids[:end]
+            about = {"vision": encoded.vision, "picture_of_row": [0] * len(members)}
+            rows = [prompts[index] for index in members]
+            found = write_greedily(model, rows, about, max_new_tokens=max_new_tokens)
+            for index, answer in zip(members, found, strict=True):
+                answers[index] = answer
     return answers
 
 

@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from self1e.errors import CheckpointError, PromptError, SettingError, ShortageError
+from self1e.errors import CheckpointError, SettingError, ShortageError
 from self1e.inference.compiling import check_backend
 from self1e.inference.folded import FoldedModel, FoldedPicture, obstacle
 from self1e.inference.loading import choose_device, choose_dtype, find_model, reading
@@ -634,7 +634,6 @@ class Self1E:
 
     # ------------------------------------------------------------------ text
 
-    @torch.inference_mode()
     def chat(self, picture: Any, question: str, *, max_new_tokens: int = 64, max_tiles: int | None = None) -> str:
         """Answer a question in words, greedily and without masks.
 
@@ -644,34 +643,10 @@ class Self1E:
             max_new_tokens: Longest answer.
             max_tiles: Most tiles, 1 to 12.
         """
-        if not isinstance(question, str) or not question.strip():
-            raise PromptError(f"question={question!r}; expected words.")
-        if max_new_tokens < 1:
-            raise SettingError(f"max_new_tokens={max_new_tokens} must be at least 1.")
-        extra: dict[str, Any] = {}
-        tiles = 0
-        if picture is not None:
-            if isinstance(picture, EncodedPicture):
-                self._check_encoded(picture, max_tiles, None)
-                encoded = picture
-            else:
-                encoded = self.encode(picture, max_tiles=max_tiles, exact="plain")
-            tiles = encoded.grid.num_tiles
-            extra = {"vision": encoded.vision, "picture_of_row": [0]}
-        ids = self.processor.tokenize_conversation([(question.strip(), None)], num_tiles=tiles).input_ids
-        input_ids = torch.tensor([ids], device=self.device)
-        model: Any = self.model  # its `generate` is typed by a protocol that transformers' models do not meet
-        output: Any = model.generate(
-            input_ids=input_ids,
-            attention_mask=torch.ones_like(input_ids),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            eos_token_id=self.processor.turn_end_id,
-            pad_token_id=self.processor.pad_token_id,
-            **extra,
-        )
-        text: Any = self.processor.tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True)
-        return text.strip()
+        from self1e.inference.answering import answer_questions
+
+        requests = [(picture, [question])]
+        return answer_questions(self, requests, max_new_tokens=max_new_tokens, max_tiles=max_tiles)[0][0]
 
     def session(self, picture: Any, **settings: Any) -> Session:
         """Begin a conversation about a picture, with masks: see `self1e.inference.session.Session`."""
