@@ -175,6 +175,50 @@ def tiny_model(tiny_model_folder: Path) -> Any:
 
 
 @pytest.fixture(scope="session")
+def base_folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Any, base_tokenizer_folder: Path) -> Path:
+    """A stock InternVL of transformers, with 262 words, and its tokenizer."""
+    from transformers import InternVLConfig, InternVLForConditionalGeneration
+
+    config = tiny_model.model.config
+    text = config.text_config.to_dict() | {"vocab_size": 262}
+    settings = {"image_token_id": config.image_token_id, "image_seq_length": 4, "tie_word_embeddings": False}
+    base_config = InternVLConfig(vision_config=config.vision_config.to_dict(), text_config=text, **settings)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        base = InternVLForConditionalGeneration(base_config)
+        for parameter in base.parameters():
+            if parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=0.25)
+    folder = tmp_path_factory.mktemp("base") / "base"
+    base.save_pretrained(folder)
+    for path in base_tokenizer_folder.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained_folder(tmp_path_factory: pytest.TempPathFactory, base_folder: Path, layouts: ModuleType) -> Path:
+    """A training checkpoint of it: LoRA on both towers, and everything that is trained as a whole changed."""
+    from self1e.model import Self1EForConditionalGeneration
+    from self1e.processing.processor import Self1EProcessor
+    from self1e.training.adapters import attach_adapters
+    from self1e.training.recipes.settings import AdapterSettings
+
+    model = Self1EForConditionalGeneration.from_pretrained(base_folder)
+    attach_adapters(model, AdapterSettings(rank=3, dropout=0.0))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    folder = tmp_path_factory.mktemp("trained") / "checkpoint-1"
+    layouts.save(folder, model.config.to_dict(), model.state_dict())
+    processor = Self1EProcessor.from_base(base_folder, tile_size=56, image_seq_length=4)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def pictures() -> list[Image.Image]:
     """Pictures of several sizes and shapes, seeded: noise over large blocks."""
     rng = np.random.default_rng(0)

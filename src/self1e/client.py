@@ -33,7 +33,7 @@ import numpy as np
 from PIL import Image
 
 from self1e.errors import PictureError, Self1EError, SettingError
-from self1e.inference.events import Done, Mode
+from self1e.inference.events import Adapter, Done, Mode
 from self1e.structures import Segmentation
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Models:
     """What answers, and what a request may hold."""
 
     models: tuple[dict[str, Any], ...]
-    """Each with ``id``, ``device``, ``dtype``, ``no_target_threshold``, ``knows``."""
+    """Each with ``id``, ``device``, ``dtype``, ``no_target_threshold``, ``knows``, ``adapters``."""
     limits: dict[str, Any]
 
 
@@ -278,17 +278,31 @@ class Client:
     # ------------------------------------------------------------------ conversations and facts
 
     def chat(
-        self, image: RemoteImage, *, mode: Mode = "auto", threshold: float = 0.0, reject: bool = True
+        self,
+        image: RemoteImage,
+        *,
+        mode: Mode = "auto",
+        adapter: Adapter | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        threshold: float = 0.0,
+        reject: bool = True,
     ) -> Conversation:
         """Begin a conversation about an uploaded picture.
 
         Args:
             image: What ``upload`` gave.
             mode: Who decides that there is a mask: the model (auto), you (segment), nobody (text).
+            adapter: ``"off"``: words of mode text are the base model's, if the service has it (``models()``).
+            temperature: 0 takes the likeliest words; above it they are drawn.
+            top_p: With a temperature: draw from the fewest tokens that together have this probability.
+            seed: With a temperature: the same answers every time.
             threshold: Foreground is where the logit is above it.
             reject: Empty the masks that score below the model's calibrated threshold.
         """
         options = {"mode": mode, "threshold": threshold, "reject": reject}
+        options |= _said(adapter=adapter, temperature=temperature, top_p=top_p, seed=seed)
         found = self._ask("POST", _path("/v1/images", image.id, "sessions"), **_json(options))
         return Conversation(self, found["id"], (image.width, image.height))
 
@@ -426,6 +440,10 @@ class Conversation:
         mode: Mode | None = None,
         kind: Literal["auto", "phrase", "sentence"] = "auto",
         max_new_tokens: int | None = None,
+        adapter: Adapter | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
     ) -> Iterator[Event]:
         """Take a turn, and yield what comes, as it comes; the last one is ``Done``.
 
@@ -436,11 +454,16 @@ class Conversation:
             mode: For this turn.
             kind: Of the words, if there is to be a mask.
             max_new_tokens: Longest answer.
+            adapter: For this turn, like what follows; see ``Client.chat``.
+            temperature: 0 is greedy.
+            top_p: With a temperature.
+            seed: With a temperature.
 
         Raises:
             ServiceError: The service has refused, or the answer has broken off.
         """
         options = {"text": text, "mode": mode, "kind": kind, "max_new_tokens": max_new_tokens, "formats": ["rle"]}
+        options |= _said(adapter=adapter, temperature=temperature, top_p=top_p, seed=seed)
         request = _json(options)
         client = self._client
         path = _path("/v1/sessions", self.id, "turns")
@@ -479,7 +502,8 @@ class Conversation:
             case "mask" | "not_there":
                 return Mask(_segmentation([content], self._size_wh, ""), content["score"])
             case "done":
-                return Done(**{field.name: content[field.name] for field in fields(Done)})
+                known = [field.name for field in fields(Done) if field.name in content]  # an older service lacks some
+                return Done(**{name: content[name] for name in known})
             case "problem":
                 raise _as_error(content, content.get("status", 0))
         return None  # of a newer service
@@ -495,6 +519,11 @@ class _Closed(ServiceError):
 def _path(*parts: str) -> str:
     first, *others = parts
     return "/".join([first, *(quote(part, safe="") for part in others)])
+
+
+def _said(**options: Any) -> dict[str, Any]:
+    """Leave out what was not said: a service that is older than this client refuses names it does not know."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _json(content: Mapping[str, Any]) -> dict[str, Any]:

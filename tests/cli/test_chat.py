@@ -25,9 +25,9 @@ def run(capsys, tiny_model_folder, tmp_path, pictures, monkeypatch):
     def run(*arguments: object, piped: str | None = None) -> tuple[int, str, str]:
         if piped is not None:
             monkeypatch.setattr(sys, "stdin", io.StringIO(piped))
-        given = ["chat", "picture.png", *map(str, arguments), "--max-new-tokens", "4"]
+        given = ["chat", "picture.png", "--max-new-tokens", "4", "--model", str(tiny_model_folder)]
         with pytest.raises(SystemExit) as end:
-            main([*given, "--model", str(tiny_model_folder), "--device", "cpu"])
+            main([*given, *map(str, arguments), "--device", "cpu"])
         out, err = capsys.readouterr()
         return int(end.value.code or 0), out, err
 
@@ -147,3 +147,81 @@ def test_ctrl_c_ends_an_answer_and_not_the_conversation(run, monkeypatch):
     turns = json.loads(Path("s.json").read_text("utf-8"))["turns"]
     assert turns[0]["stopped"] == "cancelled"
     assert [turn["question"] for turn in turns] == ["stop", "What?"]
+
+
+def test_ctrl_c_while_the_model_computes_keeps_what_was_written(run, monkeypatch):
+    from self1e.inference.text_cache import TextCache
+
+    read, calls = TextCache._read, []
+
+    def interrupted(self, new):
+        calls.append(new)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return read(self, new)
+
+    monkeypatch.setattr(TextCache, "_read", interrupted)
+    status, out, _ = run("--out", "o", "--mode", "text", piped="What?\n/save s.json\nAnd?\n")
+    assert status == 0
+    assert "[stopped]" in out
+    (turn,) = json.loads(Path("s.json").read_text("utf-8"))["turns"]
+    assert (turn["stopped"], len(turn["answer_ids"])) == ("cancelled", 2)
+    assert out.rstrip().endswith("]")  # and the next question was answered
+
+
+def test_a_resumed_conversation_keeps_its_settings_unless_told(run):
+    run("--out", "o", "--mode", "text", "--temperature", "0.8", "--seed", 5, piped="What?\n/save a.json\n")
+    run("--out", "o", "--resume", "a.json", "--top-p", "0.9", piped="What?\n/save b.json\n")
+    first, second = (json.loads(Path(name).read_text("utf-8"))["settings"] for name in ("a.json", "b.json"))
+    assert (first["mode"], first["temperature"], first["top_p"], first["seed"]) == ("text", 0.8, 1.0, 5)
+    assert second == first | {"top_p": 0.9}
+
+
+def test_a_seed_gives_the_same_words_again(run):
+    given = ("--out", "o", "--mode", "text", "--temperature", "2", "--max-new-tokens", "12")
+    outs = [run(*given, "--seed", seed, piped="What?\n")[1] for seed in (3, 3, 4)]
+    assert outs[0] == outs[1] != outs[2]
+
+
+def test_commands_may_be_parted_by_any_white_space_and_named_badly(run):
+    piped = (
+        "/mask\tred\n/mode\u00a0text\n/save ~nobody-of-that-name/x.json\n/save a\0b\n/adapter\n/adapter off\nWhat?\n"
+    )
+    status, out, err = run("--out", "o", piped=piped)
+    assert status == 1
+    assert Path("o/picture.1.overlay.png").is_file()
+    assert "mode: text" in out
+    assert "adapter: on" in out
+    told = err.splitlines()
+    assert len(told) == 3
+    assert told[0].startswith("self1e: /save ~nobody-of-that-name")
+    assert told[1].startswith("self1e: /save a")
+    assert "its adapters are merged into the weights" in told[2]
+    assert out.rstrip().splitlines()[-1].startswith("[text")  # all of that has stopped nothing
+
+
+def test_words_of_the_base_where_it_is_at_hand(run, trained_folder, base_folder):
+    piped = "What is it?\n/mask red\n/adapter on\nWhat is it?\n/save s.json\n"
+    common = ("--out", "o", "--mode", "text", "--model", trained_folder, "--base", base_folder)
+    status, out, err = run(*common, "--adapter", "off", piped=piped)
+    assert (status, err) == (0, "")
+    assert "[text, base model, " in out
+    assert "[segment, P([SEG]) 0." in out
+    assert "[text, P([SEG]) 0." in out
+    turns = json.loads(Path("s.json").read_text("utf-8"))["turns"]
+    assert [turn["adapter"] for turn in turns] == ["off", "on", "on"]
+    assert turns[0]["answer_ids"] != turns[2]["answer_ids"]
+
+
+def test_what_the_base_needs_is_said_before_the_model_is_loaded(run, monkeypatch):
+    monkeypatch.setattr(chat_module, "load_quietly", lambda *args: pytest.fail("loaded"))
+    for given, told in [
+        (("--adapter", "off"), "--base FOLDER"),
+        (("--adapter", "half"), "choose on (as trained) or off"),
+        (("--temperature", "-1"), "temperature=-1.0"),
+        (("--top-p", "0.5"), "has no effect"),
+        (("--seed", "-3"), "seed=-3"),
+        (("--max-new-tokens", "0"), "max_new_tokens=0"),
+    ]:
+        status, _, err = run(*given, piped="What?\n")
+        assert (status, told in err) == (2, True)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-import torch
-from transformers import InternVLConfig, InternVLForConditionalGeneration
 
 from self1e.cli.main import main
 from self1e.errors import SettingError
@@ -16,31 +14,9 @@ from self1e.evaluation.vqa_adapter import check_adapter
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory, tiny_model, base_tokenizer_folder, layouts):
-    """A base of 262 words, and a training checkpoint of it."""
-    from self1e.model import Self1EForConditionalGeneration
-    from self1e.processing.processor import Self1EProcessor
-    from self1e.training.adapters import attach_adapters
-    from self1e.training.recipes.settings import AdapterSettings
-
-    config = tiny_model.model.config
-    text = config.text_config.to_dict() | {"vocab_size": 262}
-    settings = {"image_token_id": config.image_token_id, "image_seq_length": 4, "tie_word_embeddings": False}
-    stock = InternVLConfig(vision_config=config.vision_config.to_dict(), text_config=text, **settings)
-    torch.manual_seed(3)
-    base = tmp_path_factory.mktemp("vqa") / "base"
-    InternVLForConditionalGeneration(stock).save_pretrained(base)
-    for path in base_tokenizer_folder.iterdir():
-        (base / path.name).write_bytes(path.read_bytes())
-    model = attach_adapters(Self1EForConditionalGeneration.from_pretrained(base), AdapterSettings(rank=2, dropout=0.0))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.2 * torch.randn(parameter.shape)
-    trained = layouts.save(base.parent / "trained", model.config.to_dict(), model.state_dict())
-    Self1EProcessor.from_base(base, tile_size=56, image_seq_length=4).save_pretrained(trained)
-    return trained, base
+@pytest.fixture
+def folders(trained_folder, base_folder):
+    return trained_folder, base_folder
 
 
 def run(*arguments) -> int:

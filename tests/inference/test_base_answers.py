@@ -11,54 +11,10 @@ from self1e.errors import CheckpointError, SettingError
 from self1e.inference.base_answers import _load_unmerged, base_answers, knows_base, load_with_base, remember_base
 from self1e.model import Self1EForConditionalGeneration
 from self1e.model.checkpoints import reference_state_dict
-from self1e.processing.processor import Self1EProcessor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 QUESTION = "What is on the table?"
-BASE_VOCABULARY = 262
-
-
-@pytest.fixture(scope="module")
-def base_folder(tmp_path_factory, tiny_model, base_tokenizer_folder):
-    """A stock InternVL of transformers, with 262 words, and its tokenizer."""
-    from transformers import InternVLConfig
-
-    config = tiny_model.model.config
-    text = config.text_config.to_dict() | {"vocab_size": BASE_VOCABULARY}
-    settings = {"image_token_id": config.image_token_id, "image_seq_length": 4, "tie_word_embeddings": False}
-    base_config = InternVLConfig(vision_config=config.vision_config.to_dict(), text_config=text, **settings)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(5)
-        base = InternVLForConditionalGeneration(base_config)
-        for parameter in base.parameters():
-            if parameter.ndim > 1:
-                torch.nn.init.normal_(parameter, std=0.25)
-    folder = tmp_path_factory.mktemp("base") / "base"
-    base.save_pretrained(folder)
-    for path in base_tokenizer_folder.iterdir():
-        (folder / path.name).write_bytes(path.read_bytes())
-    return folder
-
-
-@pytest.fixture(scope="module")
-def trained_folder(tmp_path_factory, base_folder, layouts):
-    """A training checkpoint of it: LoRA on both towers, and everything that is trained as a whole changed."""
-    from self1e.training.adapters import attach_adapters
-    from self1e.training.recipes.settings import AdapterSettings
-
-    model = Self1EForConditionalGeneration.from_pretrained(base_folder)
-    attach_adapters(model, AdapterSettings(rank=3, dropout=0.0))
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-    folder = tmp_path_factory.mktemp("trained") / "checkpoint-1"
-    layouts.save(folder, model.config.to_dict(), model.state_dict())
-    processor = Self1EProcessor.from_base(base_folder, tile_size=56, image_seq_length=4)
-    processor.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
@@ -89,9 +45,9 @@ def test_off_is_the_base_bit_for_bit_and_on_is_not(model, base_folder, pictures)
     before = logits_of(model, inputs)
     with base_answers(model):
         found = logits_of(model, inputs)
-    assert found.shape[-1] == BASE_VOCABULARY
+    assert found.shape[-1] == 262
     assert torch.equal(found, expected)
-    assert not torch.allclose(before[..., :BASE_VOCABULARY], expected, atol=1e-2)
+    assert not torch.allclose(before[..., :262], expected, atol=1e-2)
     assert torch.equal(logits_of(model, inputs), before)
 
 
@@ -164,7 +120,7 @@ def test_a_model_in_training_goes_on_learning(base_folder, trained_folder):
     learns = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert any("lora_A" in name for name in learns)
     with base_answers(model):
-        assert model.get_output_embeddings().weight.shape[0] == BASE_VOCABULARY
+        assert model.get_output_embeddings().weight.shape[0] == 262
     assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == learns
 
 

@@ -18,6 +18,7 @@ from self1e.inference import loading
 from self1e.inference.segmenter import Self1E
 from self1e.inference.session import Done, Mask, NotThere, Session, TextDelta, check_mode
 from self1e.inference.text_cache import bytes_per_token
+from self1e.structures import Segmentation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -246,7 +247,8 @@ def test_words_after_a_mask_score_as_without_the_mask_pass(wide_model, pictures,
 
     with_masks = scores(wide_model.session(pictures[0], max_new_tokens=4))
     session = wide_model.session(pictures[0], max_new_tokens=4)
-    monkeypatch.setattr(session, "_read", lambda answer, before: TextDelta(""))  # [SEG] is given, no mask is read
+    nothing = Segmentation.from_masks([np.zeros((60, 90), bool)], [0], ["x"])
+    monkeypatch.setattr(session, "_read", lambda *_: NotThere(nothing, 0.0))  # [SEG] is given, no mask is read
     without = scores(session)
     assert len(with_masks) == len(without) > 10
     assert all(torch.equal(one, other) for one, other in zip(with_masks, without, strict=True))
@@ -335,6 +337,105 @@ def test_words_come_as_they_are_written(tiny_model, pictures):
     assert "".join(words) == done(events).text == session.turns[0].text
 
 
+def dictate(session, monkeypatch, ids):
+    """Let an answer be these tokens."""
+    left = iter([*ids, session.model.processor.turn_end_id])
+
+    def next_logits(text):
+        logits = torch.zeros(session.model.model.config.text_config.vocab_size)
+        logits[next(left)] = 50.0
+        return logits
+
+    monkeypatch.setattr(session._text, "next_logits", next_logits)
+
+
+def test_letters_come_whole_however_many_tokens_they_take(tiny_model, pictures, monkeypatch):
+    session = tiny_model.session(pictures[0])
+    words = "é 漢字 👩‍🚀\ń 🇩🇪"
+    ids = tiny_model.processor.tokenizer.encode(words, add_special_tokens=False)
+    assert len(ids) == len(words.encode())
+    dictate(session, monkeypatch, ids)
+    *deltas, end = session.ask("Say it.")
+    assert "".join(event.text for event in deltas) == end.text == words
+    assert not any("\ufffd" in event.text for event in deltas)
+    assert len(deltas) == len(words)
+
+
+@pytest.mark.parametrize("tail", [b"", b"!", b"[SEG]"])
+def test_bytes_that_are_no_letter_are_told_once(tiny_model, pictures, monkeypatch, tail):
+    session = tiny_model.session(pictures[0])
+    tokenizer = tiny_model.processor.tokenizer
+    first, second = tokenizer.encode("é", add_special_tokens=False)
+    rest = tokenizer.encode(tail.decode(), add_special_tokens=False)
+    dictate(session, monkeypatch, [first, second, first, *rest])
+    *events, end = session.ask("Say it.")
+    assert "".join(event.text for event in events if isinstance(event, TextDelta)) == end.text == session.turns[0].text
+    assert end.text == "é\ufffd" + tail.decode()
+
+
+def test_words_that_were_told_are_not_taken_back(tiny_model, pictures, monkeypatch):
+    """Decoders with byte fallback turn a letter that was whole into unknown ones when no letter follows it."""
+    session = tiny_model.session(pictures[0])
+    said = {1: "é", 2: "\ufffd\ufffd\ufffd", 3: "\ufffd\ufffd\ufffdb"}
+    dictate(session, monkeypatch, [10, 11, 12])
+    monkeypatch.setattr(type(tiny_model.processor.tokenizer), "decode", lambda self, ids, **_: said[len(ids)])
+    *deltas, end = session.ask("Say it.")
+    assert "".join(event.text for event in deltas) == end.text
+    assert end.text.startswith("é")
+
+
+# ---------------------------------------------------------------------- drawing words
+
+
+def test_without_a_temperature_nothing_is_drawn(tiny_model, pictures):
+    plain = tiny_model.session(pictures[0], max_new_tokens=12)
+    seeded = tiny_model.session(pictures[0], max_new_tokens=12, temperature=0.0, seed=3)
+    assert run(plain) == run(seeded)
+
+
+def test_a_seed_repeats_a_conversation_and_another_does_not(tiny_model, pictures, tmp_path):
+    settings = {"max_new_tokens": 12, "temperature": 1.5, "top_p": 0.9, "mode": "text"}
+    asked = [("What?", None), ("What?", None), ("What?", None)]
+    first, second, other = (tiny_model.session(pictures[0], seed=seed, **settings) for seed in (1, 1, 2))
+    expected = run(first, asked)
+    assert run(second, asked[:2]) == expected[:2]
+    again = Session.load(second.save(tmp_path / "talk.json"), tiny_model, picture=pictures[0])
+    assert again.sampling == first.sampling
+    assert run(again, asked[2:])[0][:-1] == expected[2][:-1]
+    assert run(other, asked) != expected
+    greedy = tiny_model.session(pictures[0], max_new_tokens=12, mode="text")
+    assert run(greedy, asked[:1]) != expected[:1]
+    assert run(first, asked[:1], temperature=0)[0][-1].new_tokens  # although top_p is set
+
+
+def test_drawn_words_are_of_the_text_mode_too(tiny_model, pictures):
+    model = rigged(tiny_model, seg=50.0)
+    session = model.session(pictures[0], max_new_tokens=30, temperature=3.0, seed=0)
+    assert "[SEG]" not in done(list(session.ask("What?", mode="text"))).text
+    events = list(session.ask("What?", max_new_tokens=2))
+    assert done(events).decision == "segment"
+    assert done(events).probability > 0.99  # at temperature 1: the model's own
+
+
+def test_settings_change_from_turn_to_turn(tiny_model, pictures):
+    session = tiny_model.session(pictures[0], max_new_tokens=3)
+    session.change(mode="text", max_new_tokens=2, temperature=1.0, top_p=0.5, seed=1)
+    assert done(list(session.ask("What?"))).new_tokens <= 2
+    before = session.mode, session.max_new_tokens, session.sampling
+    for wrong in ({"mode": "mask", "seed": 2}, {"top_p": 2, "mode": "auto"}, {"max_new_tokens": 0, "seed": 3}):
+        with pytest.raises(SettingError):
+            session.change(**wrong)
+    assert (session.mode, session.max_new_tokens, session.sampling) == before
+    session.mode = "mask"  # behind its back
+    with pytest.raises(SettingError, match="mode='mask' is unknown"):
+        session.ask("What?")
+    session.mode, session.max_new_tokens = "text", 0
+    with pytest.raises(SettingError, match="max_new_tokens=0"):
+        session.ask("What?")
+    with pytest.raises(SettingError, match=r"top_p=0\.5 has no effect"):
+        tiny_model.session(pictures[0]).ask("What?", top_p=0.5)
+
+
 # ---------------------------------------------------------------------- stopping
 
 
@@ -390,6 +491,96 @@ def test_a_turn_that_fails_is_as_if_not_asked(tiny_model, pictures, monkeypatch)
     assert run(session, DIALOGUE[1:3])[1][:-1] == run(fresh, DIALOGUE[:3])[2][:-1]
 
 
+@pytest.mark.parametrize("when", ["first", "later"])
+def test_ctrl_c_ends_the_turn_and_keeps_what_was_written(tiny_model, pictures, monkeypatch, when):
+    session = tiny_model.session(pictures[0], max_new_tokens=20)
+    run(session, DIALOGUE[:1])
+    tokens = session.num_tokens
+    read, calls = session._text._read, []
+
+    def interrupted(new):
+        calls.append(new)
+        if len(calls) == (1 if when == "first" else 4):
+            raise KeyboardInterrupt
+        return read(new)
+
+    monkeypatch.setattr(session._text, "_read", interrupted)
+    told = []
+    with pytest.raises(KeyboardInterrupt):
+        told.extend(session.ask("And where?", mode="text"))  # keeps what came before the error
+    monkeypatch.undo()
+    if when == "first":
+        assert (len(session.turns), session.num_tokens) == (1, tokens)
+    else:
+        assert session.turns[1].stopped == "cancelled"
+        assert len(session.turns[1].answer_ids) == 3
+        assert session.turns[1].text == "".join(event.text for event in told)
+    assert done(list(session.ask("Go on.", mode="text", max_new_tokens=2)))
+    assert session.num_tokens == len(conversation(session))
+
+
+def test_ctrl_c_while_a_mask_is_read_leaves_no_seg_without_one(tiny_model, pictures, monkeypatch):
+    model = rigged(tiny_model, seg=50.0)
+    session = model.session(pictures[0], max_new_tokens=5)
+    read = []
+
+    def interrupted(*args, **kwargs):
+        if read:
+            raise KeyboardInterrupt
+        read.append(args)
+        return Self1E.read_rows(model, *args, **kwargs)
+
+    monkeypatch.setattr(model, "read_rows", interrupted, raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        list(session.ask("Show me."))
+    (turn,) = session.turns
+    assert list(turn.answer_ids) == [model.processor.seg_token_id]
+    assert len(turn.results) == 1
+    assert turn.text == "[SEG]"
+
+
+def test_two_threads_take_turns_or_are_told(tiny_model, pictures):
+    session = tiny_model.session(pictures[0], max_new_tokens=6, mode="text")
+    refused, answered = [], []
+
+    def talk(name):
+        for number in range(6):
+            try:
+                answered.append(done(list(session.ask(f"{name} {number}?"))))
+            except SettingError as error:
+                refused.append(str(error))
+
+    threads = [threading.Thread(target=talk, args=(name,)) for name in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answered) + len(refused) == 18
+    assert all("Another turn is being written" in told for told in refused)
+    assert len(session.turns) == len(answered)
+    assert session.num_tokens == len(conversation(session))
+
+
+@pytest.mark.parametrize("move", ["type", "learn", "replace"])
+def test_other_weights_end_a_conversation(tiny_model, pictures, tmp_path, move):
+    model = Self1E(copy.deepcopy(tiny_model.model), tiny_model.processor)
+    session = model.session(pictures[0], max_new_tokens=2)
+    run(session, DIALOGUE[:2])
+    with torch.no_grad():
+        if move == "type":
+            model.model.double()
+        elif move == "learn":
+            model.model.lm_head.weight.mul_(1.5)
+        else:
+            model.model.lm_head.weight = torch.nn.Parameter(torch.zeros_like(model.model.lm_head.weight))
+    with pytest.raises(SettingError, match="weights have changed or moved since this conversation began"):
+        session.ask("And now?")
+    assert len(session.turns) == 2
+    if move == "type":  # as on another device: the numbers are the same, so the turns can be taken along
+        again = Session.load(session.save(tmp_path / "talk.json"), model, picture=pictures[0])
+        assert done(list(again.ask("And now?", mode="text")))
+
+
 # ---------------------------------------------------------------------- memory
 
 
@@ -438,6 +629,25 @@ def test_what_cannot_fit_is_refused_before_anything_is_dropped(tiny_model, pictu
     assert session.first_turn == 0
     with pytest.raises(PromptError, match="max_tokens=10"):
         tiny_model.session(pictures[0], max_tokens=10)
+
+
+def test_a_turn_that_fails_drops_nothing(tiny_model, pictures, monkeypatch):
+    session = tiny_model.session(pictures[0], max_new_tokens=4, max_tokens=300)
+    while session.num_tokens < 230:
+        run(session, [("What is it?", "text")])
+    before = session.first_turn, list(session._ids)
+
+    def fail(new):
+        raise MemoryError
+
+    with monkeypatch.context() as broken:
+        broken.setattr(session._text, "_read", fail)
+        with pytest.raises(MemoryError):
+            list(session.ask("a question that is so long that the oldest have to leave", mode="text"))
+    assert (session.first_turn, session._ids) == before
+    events = list(session.ask("a question that is so long that the oldest have to leave", mode="text"))
+    assert done(events).dropped_turns > 0
+    assert session.num_tokens == len(session._ids) <= 300
 
 
 def test_settings_that_cannot_work(tiny_model, pictures):
@@ -530,6 +740,25 @@ def test_a_picture_that_came_from_no_file_must_be_given(tiny_model, pictures, tm
         (lambda content: content["turns"][0].update(question=""), "words are expected"),
         (lambda content: content["turns"][1]["masks"][0]["rle"].update(size=[1, 1]), "Mask 0 is 1x1"),
         (lambda content: content.update(settings=None), "is damaged"),
+        (lambda content: content["settings"].update(reject="no"), "settings.reject is 'no'"),
+        (lambda content: content["settings"].update(temperature=-1), "temperature=-1"),
+        (lambda content: content["settings"].pop("threshold"), "lacks 'threshold'"),
+        (lambda content: content["picture"].update(tiles=[1]), "is damaged"),
+        (lambda content: content["picture"].update(tiles=[10**400, 1]), "is damaged"),
+        (lambda content: content["picture"].update(path=7), "is damaged"),
+        (lambda content: content.update(turns="none"), "where a list is expected"),
+        (lambda content: content["turns"][0].update(answer_ids=[True]), "tokens that no answer can have"),
+        (lambda content: content["turns"][0].update(answer_ids={"a": 1}), "where a list is expected"),
+        (lambda content: content["turns"][0].update(stopped="never"), "stopped is 'never'"),
+        (lambda content: content["turns"][0].update(adapter="half"), "adapter is 'half'"),
+        (lambda content: content["turns"][0].update(text=None), "where text is expected"),
+        (lambda content: content["turns"][0].update(probability=float("nan")), "probability is nan"),
+        (lambda content: content["turns"][0].update(probability=7), "probability is 7"),
+        (lambda content: content["turns"][1].update(masks=[]), "0 masks for 1 \\[SEG\\]"),
+        (lambda content: content["turns"][1]["masks"][0].update(score=float("inf")), "scores holds inf"),
+        (lambda content: content["turns"][1]["masks"][0].update(query=3), "words are expected"),
+        (lambda content: content["turns"][1]["masks"][0]["rle"].update(counts="zzz"), "An RLE of size"),
+        (lambda content: content["turns"][1]["masks"][0]["rle"].update(counts="\u00e9"), "is damaged"),
     ],
 )
 def test_damaged_files_are_refused(tiny_model, saved, change, message):
@@ -538,6 +767,46 @@ def test_damaged_files_are_refused(tiny_model, saved, change, message):
     saved[1].write_text(json.dumps(content), "utf-8")
     with pytest.raises(SettingError, match=message):
         Session.load(saved[1], tiny_model)
+
+
+def test_a_half_written_file_is_refused_and_an_earlier_one_stays(tiny_model, saved, monkeypatch):
+    session, path = saved
+    whole = path.read_bytes()
+    for length in (0, 1, len(whole) // 2, len(whole) - 3):
+        path.write_bytes(whole[:length])
+        with pytest.raises(SettingError, match="is not JSON"):
+            Session.load(path, tiny_model)
+    path.write_bytes(whole)
+
+    def fail(*args):
+        raise OSError("disk full")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("pathlib.Path.replace", fail)
+        with pytest.raises(OSError, match="disk full"):
+            session.save(path)
+    assert path.read_bytes() == whole
+    assert [one.name for one in path.parent.glob(".*")] == []
+
+
+def test_a_file_of_before_adapters_and_temperatures_is_read(tiny_model, saved):
+    session, path = saved
+    content = json.loads(path.read_text("utf-8"))
+    for name in ("adapter", "temperature", "top_p", "seed"):
+        del content["settings"][name]
+    for turn in content["turns"]:
+        del turn["adapter"]
+    path.write_text(json.dumps(content), "utf-8")
+    again = Session.load(path, tiny_model)
+    assert (again.turns, again.adapter, again.sampling) == (session.turns, "on", session.sampling)
+
+
+def test_numbers_of_numpy_can_be_saved(tiny_model, pictures, tmp_path):
+    session = tiny_model.session(
+        pictures[0], threshold=np.float32(0.25), temperature=np.float32(0.5), top_p=np.float64(0.5), seed=np.int32(4)
+    )
+    again = Session.load(session.save(tmp_path / "talk.json"), tiny_model, picture=pictures[0])
+    assert (again.threshold, again.sampling) == (session.threshold, session.sampling)
 
 
 def test_what_is_no_session_is_refused(tiny_model, tmp_path):

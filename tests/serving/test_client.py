@@ -203,6 +203,7 @@ def test_a_turn_gives_its_events(script: Script, waits: list[float]) -> None:
     assert events[3] == Done(**DONE)
     assert waits == [3]
     assert script.asked[-1][1] == "/v1/sessions/s%2F1/turns"
+    assert not any(name in str(script.asked) for name in ("adapter", "seed", "top_p"))  # older services refuse them
 
 
 @pytest.mark.parametrize(
@@ -327,6 +328,20 @@ def test_a_conversation_has_words_and_masks(client: Client, scene: Image.Image) 
     assert isinstance(done, Done)
     assert done.text == "".join(event.text for event in events if isinstance(event, Text))
     conversation.close()
+
+
+def test_how_words_are_chosen_arrives(client: Client, nano: Any, scene: Image.Image) -> None:
+    conversation = client.chat(client.upload(scene), mode="text", temperature=1.5, seed=7)
+    direct = nano.session(scene, mode="text", temperature=1.5, seed=7)
+    for options in ({}, {"temperature": 0.0}, {"top_p": 0.4, "seed": 9}):
+        *_, remote = conversation.ask("What?", max_new_tokens=12, **options)
+        *_, expected = direct.ask("What?", max_new_tokens=12, **options)
+        assert isinstance(remote, Done)
+        assert (remote.text, remote.adapter) == (expected.text, "on")
+    assert client.models().models[0]["adapters"] == ["on"]
+    with pytest.raises(ServiceError) as caught:
+        next(conversation.ask("What?", adapter="off"))
+    assert (caught.value.status, caught.value.kind) == (422, "adapter")
 
 
 def test_refusals_of_the_service_are_errors_with_its_words(client: Client, scene: Image.Image) -> None:

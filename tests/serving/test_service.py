@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from self1e.inference.base_answers import load_with_base
 from self1e.inference.exports.records import entries
 from self1e.inference.session import Done, Mask, NotThere, Session, TextDelta
 from self1e.serving import schemas
@@ -192,6 +193,78 @@ def test_a_question_that_cannot_be_asked_is_refused_before_the_stream_begins(cli
     assert answer.headers["content-type"] == schemas.PROBLEM_TYPE
     answer = client.post(f"/v1/sessions/{session_id}/turns", json={"text": "the star", "mode": "segment"})
     assert events(answer)[-1][0] == "done"  # and it goes on
+
+
+def test_drawn_words_equal_those_of_a_direct_conversation(client, image, nano, scene):
+    begun = client.post(
+        f"/v1/images/{image['id']}/sessions", json={"mode": "text", "temperature": 1.5, "seed": 7}
+    ).json()
+    settings = {"mode": "text", "max_tokens": begun["max_tokens"], "max_new_tokens": 64}
+    direct = Session(nano, scene, temperature=1.5, seed=7, **settings)
+    said = []
+    for turn in ({}, {"top_p": 0.5}, {"temperature": 0}, {"seed": 8}):
+        got = events(
+            client.post(f"/v1/sessions/{begun['id']}/turns", json={"text": "What?", "max_new_tokens": 16} | turn)
+        )
+        *_, end = direct.ask("What?", max_new_tokens=16, **turn)
+        assert got[-1][0] == "done"
+        assert got[-1][1]["text"] == end.text
+        said.append(end.text)
+    assert len(set(said)) > 1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"temperature": -1},
+        {"temperature": 1e9},
+        {"top_p": 0},
+        {"top_p": 0.5},
+        {"seed": -1},
+        {"seed": 2**63},
+        {"seed": 0.5},
+    ],
+)
+def test_ways_of_drawing_that_cannot_work_are_refused(client, image, wrong):
+    at = f"/v1/images/{image['id']}/sessions"
+    for answer in (
+        client.post(at, json=wrong),
+        client.post(f"/v1/sessions/{client.post(at, json={}).json()['id']}/turns", json={"text": "What?"} | wrong),
+    ):
+        assert answer.status_code == 422
+        assert answer.headers["content-type"] == schemas.PROBLEM_TYPE
+
+
+def test_the_base_is_not_asked_where_it_is_not_at_hand(client, image):
+    assert client.get(schemas.MODELS).json()["models"][0]["adapters"] == ["on"]
+    at = f"/v1/images/{image['id']}/sessions"
+    begun = client.post(at, json={"mode": "text"}).json()["id"]
+    for answer in (
+        client.post(at, json={"adapter": "off"}),
+        client.post(f"/v1/sessions/{begun}/turns", json={"text": "What?", "adapter": "off"}),
+    ):
+        assert (answer.status_code, answer.json()["type"]) == (422, "urn:self1e:adapter")
+        assert "/" not in answer.json()["detail"]  # no path of this machine
+
+
+def test_words_of_the_base_equal_those_of_a_direct_conversation(start, trained_folder, base_folder, picture, scene):
+    model = load_with_base(trained_folder, base_folder, device="cpu")
+    client = start(model)
+    assert client.get(schemas.MODELS).json()["models"][0]["adapters"] == ["on", "off"]
+    image = client.post(schemas.IMAGES, files={"picture": ("scene.png", picture)}).json()
+    begun = client.post(f"/v1/images/{image['id']}/sessions", json={"mode": "text", "adapter": "off"}).json()
+    direct = Session(model, scene, mode="text", adapter="off", max_tokens=begun["max_tokens"])
+    said = []
+    for turn in ({}, {"mode": "segment"}, {"adapter": "on"}):
+        got = events(
+            client.post(f"/v1/sessions/{begun['id']}/turns", json={"text": "What?", "max_new_tokens": 8} | turn)
+        )
+        *_, end = direct.ask("What?", max_new_tokens=8, **turn)
+        assert (got[-1][1]["text"], got[-1][1]["adapter"]) == (end.text, end.adapter)
+        said.append((end.adapter, end.text))
+    assert [adapter for adapter, _ in said] == ["off", "on", "on"]
+    answer = client.post(f"/v1/sessions/{begun['id']}/turns", json={"text": "What?", "mode": "auto", "adapter": "off"})
+    assert (answer.status_code, answer.json()["type"]) == (422, "urn:self1e:request")
 
 
 # ---------------------------------------------------------------------- facts

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="nano (inside the package), a folder, or a name on the Hugging Face hub.")
+]
+BaseOption = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the base model, so that it can answer, too; MODEL is then a training checkpoint."),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...")]
 DtypeOption = Annotated[
@@ -20,14 +25,21 @@ NANO_KNOWS = (
 )
 
 
-def load_quietly(name: str, device: str, dtype: str) -> Any:
-    """Load a model without the progress bars of transformers: commands have their own."""
+def load_quietly(name: str, device: str, dtype: str, base: Path | None = None) -> Any:
+    """Load a model without the progress bars of transformers: commands have their own.
+
+    With the folder of its base, its adapters stay apart, so that the base can answer, too.
+    """
     from transformers.utils import logging
 
     import self1e
 
     logging.disable_progress_bar()
-    return self1e.load(name, device=device, dtype=dtype)
+    if base is None:
+        return self1e.load(name, device=device, dtype=dtype)
+    from self1e.inference.base_answers import load_with_base
+
+    return load_with_base(name, base, device=device, dtype=dtype)
 
 
 def say(message: str) -> None:

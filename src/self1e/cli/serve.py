@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from self1e.cli.options import NANO_KNOWS, DeviceOption, DtypeOption, ModelOption, load_quietly, say
+from self1e.cli.options import NANO_KNOWS, BaseOption, DeviceOption, DtypeOption, ModelOption, load_quietly, say
 from self1e.errors import MissingDependencyError, SettingError
 
 
@@ -29,6 +29,7 @@ def serve(
         list[str] | None,
         typer.Option("--set", help="Any setting, as max_body_bytes=5000000. Repeat it; see docs/service.md."),
     ] = None,
+    base: BaseOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
 ) -> None:
@@ -55,7 +56,7 @@ def serve(
     # Checked together, and before seconds go into loading a model.
     unchecked = ServiceSettings(port=port, origins=tuple(origin or ()), api_keys=read_keys(keys_file))
     chosen = change(unchecked, [f"host={host}", *(settings or ())])
-    loaded = load_quietly(model, device, dtype)
+    loaded = load_quietly(model, device, dtype, base)
     if loaded.name == "nano":
         say(NANO_KNOWS)
     run(create_app(loaded, chosen, web=web), chosen)

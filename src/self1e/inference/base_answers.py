@@ -10,11 +10,15 @@ A training checkpoint keeps LoRA beside the base's weights, which it does not ch
 folder, and every other tensor is compared with the base, so that "the base" is a fact and not a hope. The originals
 have as many rows as the base has words; answers are compared and chosen on its vocabulary.
 
+`base_answers` turns the model itself into its base for a while: for evaluation, where nothing else asks it meanwhile.
+`base_beside` makes a second model of the same tensors: for conversations, where both answer in turn.
+
 A merged checkpoint has lost the base: ``W + B A`` is rounded, and nothing brings ``W`` back. It is refused.
 """
 
 from __future__ import annotations
 
+import copy
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -205,6 +209,51 @@ def knows_base(model: Self1E | nn.Module) -> bool:
     return getattr(model.model if isinstance(model, Self1E) else model, _ATTRIBUTE, None) is not None
 
 
+def check_base(model: Self1E | nn.Module) -> BaseTensors:
+    """Return what is needed of a model's base, or say why its base cannot be asked.
+
+    Raises:
+        CheckpointError: The base's tensors are not at hand, or the adapters were merged since.
+    """
+    network: Any = model.model if isinstance(model, Self1E) else model
+    known: BaseTensors | None = getattr(network, _ATTRIBUTE, None)
+    if known is None:
+        raise CheckpointError(_is_merged(str(getattr(network, "name_or_path", "") or "The model")))
+    if any(getattr(module, "merged", False) for module in _switches(network)):
+        raise CheckpointError(
+            f"{known.base}: the adapters were merged in memory, which rounds, and unmerging restores roughly. Load the "
+            "checkpoint again with load_with_base."
+        )
+    return known
+
+
+def base_beside(model: Self1E) -> Self1E:
+    """Make the base of a trained model a model of its own, for words.
+
+    It has modules of its own, and shares every tensor: it takes next to no memory, switching costs nothing, and other
+    threads may go on asking the trained model. It is the base of the weights as they are now: make it anew after the
+    model has moved or learnt.
+
+    Args:
+        model: From `load_with_base`, or after `remember_base`.
+
+    Raises:
+        CheckpointError: The base's tensors are not at hand, or the adapters were merged since.
+    """
+    trained: Any = model.model
+    known = check_base(trained)
+    learns = [(parameter, parameter.requires_grad) for parameter in trained.parameters()]
+    shared = [*trained.parameters(), *trained.buffers(), *known.originals.values()]
+    network = copy.deepcopy(trained, {id(tensor): tensor for tensor in shared})
+    _exchange(network, {name: nn.Parameter(original, False) for name, original in known.originals.items()})
+    for module in _switches(network):
+        module.enable_adapters(False)
+    for parameter, wanted in learns:  # PEFT's switch turns learning off, of what is shared as well
+        parameter.requires_grad_(wanted)
+    network.register_forward_pre_hook(_refuse_masks, with_kwargs=True)
+    return Self1E(network, model.processor, name=f"{Path(model.name).name}, adapter off")
+
+
 @contextmanager
 def base_answers(model: Self1E | nn.Module) -> Iterator[None]:
     """Answer as the base inside the block, and as trained again after it.
@@ -219,15 +268,8 @@ def base_answers(model: Self1E | nn.Module) -> Iterator[None]:
         CheckpointError: The base's tensors are not at hand, or the adapters were merged since.
     """
     network: Any = model.model if isinstance(model, Self1E) else model
-    known: BaseTensors | None = getattr(network, _ATTRIBUTE, None)
-    if known is None:
-        raise CheckpointError(_is_merged(str(getattr(network, "name_or_path", "") or "The model")))
+    known = check_base(network)
     switches = _switches(network)
-    if any(getattr(module, "merged", False) for module in switches):
-        raise CheckpointError(
-            f"{known.base}: the adapters were merged in memory, which rounds, and unmerging restores roughly. Load the "
-            "checkpoint again with load_with_base."
-        )
     before = [bool(getattr(module, "disable_adapters", False)) for module in switches]
     learns = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
     # Features of one side mean nothing to the other.

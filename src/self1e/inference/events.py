@@ -7,6 +7,8 @@ from typing import Literal
 
 from self1e.structures import Segmentation
 
+Adapter = Literal["on", "off"]
+"""Whose words they are: the trained model's, or with its adapter off the base model's."""
 Mode = Literal["auto", "segment", "text"]
 Stopped = Literal["end", "length", "cancelled"]
 
@@ -53,7 +55,8 @@ class Done:
     """What became of it: whether [SEG] was written."""
     probability: float
     """Of [SEG], in the model's own view, where it was decided: at the first [SEG], or if none was written, where it
-    came closest. Neither forcing nor forbidding changes it."""
+    came closest. Neither forcing nor forbidding changes it, nor does a temperature. The base, which knows no [SEG],
+    says 0."""
     stopped: Stopped
     """The model had ended, the answer was as long as allowed, or somebody cancelled it."""
     new_tokens: int
@@ -64,6 +67,8 @@ class Done:
     """Of earlier turns, which were not computed again."""
     dropped_turns: int
     """Oldest turns that left the model's view to make room for this one."""
+    adapter: Adapter = "on"
+    """Whose words they are."""
 
 
 Event = TextDelta | Mask | NotThere | Done

@@ -18,17 +18,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import replace
+import math
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import numpy as np
 
 from self1e.errors import CheckpointError, PictureError, SettingError
 from self1e.files import atomic_write
+from self1e.inference.events import Adapter, Stopped
 from self1e.inference.folder import fingerprint
 from self1e.inference.segmenter import EncodedPicture, Self1E
-from self1e.structures import Segmentation
+from self1e.structures import Segmentation, checked_runs
 
 if TYPE_CHECKING:
     from self1e.inference.session import Session, Turn
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     SomeSession = TypeVar("SomeSession", bound=Session)
 
 FORMAT, VERSION = "self1e-session", 1
+_NEWER = {"adapter": "on", "temperature": 0.0, "top_p": 1.0, "seed": None}
+"""Settings that earlier files of this version lack, and what held then."""
 _SETTINGS = ("mode", "max_new_tokens", "max_tokens", "threshold", "exact", "reject")
 
 
@@ -53,7 +57,7 @@ def save_session(session: Session, path: Path) -> Path:
             "sha256": picture_hash(encoded),
             "tiles": list(encoded.grid.shape_hw),
         },
-        "settings": {name: getattr(session, name) for name in _SETTINGS},
+        "settings": {name: getattr(session, name) for name in (*_SETTINGS, "adapter")} | asdict(session.sampling),
         "first_turn": session.first_turn,
         "turns": [_turn_entry(turn) for turn in session.turns],
     }
@@ -71,16 +75,17 @@ def load_session(cls: type[SomeSession], path: Path, model: Self1E, picture: Any
                 f"{path}: was a conversation with {name} (weights {weights}), but this is {model.name} "
                 f"(weights {fingerprint(model)}); load the model that it was, or begin a new session."
             )
-        encoded = _encode(path, content["picture"], model, content["settings"]["exact"], picture)
+        settings = _settings(content["settings"])
+        encoded = _encode(path, content["picture"], model, settings["exact"], picture)
         encoded = replace(encoded, source=str(content["picture"]["source"]))  # new masks are called like the old ones
-        session = cls(model, encoded, **{key: content["settings"][key] for key in _SETTINGS})
-        turns = [_turn(entry, encoded, model) for entry in content["turns"]]
+        session = cls(model, encoded, **settings)
+        turns = [_turn(entry, encoded, model) for entry in _listed(content["turns"])]
         first = content["first_turn"]
         if not isinstance(first, int) or not 0 <= first <= len(turns):
             raise SettingError(f"first_turn is {first!r}, expected 0 to {len(turns)}.")
     except (CheckpointError, PictureError):
         raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         told = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         raise SettingError(f"{path}: is damaged: {told} Save the session again.") from error
     session.restore(turns, first)
@@ -104,6 +109,20 @@ def _read(path: Path) -> dict[str, Any]:
     if found != (FORMAT, VERSION):
         raise SettingError(f"{path}: found format and version {found}, expected {(FORMAT, VERSION)}.")
     return content
+
+
+def _settings(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return the session's settings; what they are worth is checked when it begins."""
+    settings = _NEWER | {name: entry[name] for name in (*_SETTINGS, *_NEWER) if name in entry or name in _SETTINGS}
+    if not isinstance(settings["reject"], bool):
+        raise SettingError(f"settings.reject is {settings['reject']!r}, expected true or false.")
+    return settings
+
+
+def _listed(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise SettingError(f"found {value!r:.80} where a list is expected.")
+    return value
 
 
 def _encode(path: Path, entry: dict[str, Any], model: Self1E, exact: Any, picture: Any) -> EncodedPicture:
@@ -136,6 +155,7 @@ def _turn_entry(turn: Turn) -> dict[str, Any]:
         "text": turn.text,
         "probability": turn.probability,
         "stopped": turn.stopped,
+        "adapter": turn.adapter,
         "masks": [
             {
                 "query": result.queries[0],
@@ -151,33 +171,66 @@ def _turn_entry(turn: Turn) -> dict[str, Any]:
 def _turn(entry: dict[str, Any], encoded: EncodedPicture, model: Self1E) -> Turn:
     from self1e.inference.session import Turn, check_mode
 
-    ids = tuple(entry["answer_ids"])
-    vocabulary = model.model.config.text_config.vocab_size
-    special = (model.processor.image_token_id, model.processor.turn_end_id)
-    if not all(isinstance(token, int) and 0 <= token < vocabulary and token not in special for token in ids):
-        raise SettingError(f"the answer to {entry['question']!r:.80} holds tokens that no answer can have.")
-    masks = entry["masks"]
+    question = _words(entry["question"])
+    ids = _ids(entry, model)
+    masks = _listed(entry["masks"])
+    count = model.model.config.num_seg_tokens
+    if ids.count(model.processor.seg_token_id) != count * len(masks):
+        raise SettingError(
+            f"the answer to {question!r:.80} has {len(masks)} masks for {ids.count(model.processor.seg_token_id)} [SEG]"
+            f", expected one for {'each' if count == 1 else f'every {count} of them'}."
+        )
+    probability = float(entry["probability"])
+    if not math.isfinite(probability) or not 0 <= probability <= 1:
+        raise SettingError(f"probability is {probability}, expected 0 to 1.")
     return Turn(
-        question=_words(entry["question"]),
+        question=question,
         prompt=_words(entry["prompt"]),
         mode=check_mode(entry["mode"]),
         answer_ids=ids,
-        text=str(entry["text"]),
-        probability=float(entry["probability"]),
-        stopped=entry["stopped"],
-        results=tuple(
-            Segmentation(
-                queries=(mask["query"],),
-                rles=(mask["rle"],),
-                scores=np.array([mask["score"]], dtype=np.float32),
-                size_wh=encoded.size_wh,
-                image=encoded.image,
-                text=(mask["text"],),
-                source=encoded.source,
-            )
-            for mask in masks
-        ),
+        text=_text(entry["text"]),
+        probability=probability,
+        stopped=_one_of(get_args(Stopped), "stopped", entry["stopped"]),
+        results=tuple(_result(mask, encoded) for mask in masks),
+        adapter=_one_of(get_args(Adapter), "adapter", entry.get("adapter", "on")),
     )
+
+
+def _ids(entry: dict[str, Any], model: Self1E) -> tuple[int, ...]:
+    """Return an answer's tokens, which an answer must be able to have."""
+    ids = tuple(_listed(entry["answer_ids"]))
+    vocabulary = model.model.config.text_config.vocab_size
+    special = (model.processor.image_token_id, model.processor.turn_end_id)
+    if not all(type(token) is int and 0 <= token < vocabulary and token not in special for token in ids):
+        raise SettingError(f"the answer to {entry['question']!r:.80} holds tokens that no answer can have.")
+    return ids
+
+
+def _result(entry: dict[str, Any], encoded: EncodedPicture) -> Segmentation:
+    """Return a mask whose code has been looked through: a damaged one would fail later, where nobody knows why."""
+    result = Segmentation(
+        queries=(_words(entry["query"]),),
+        rles=(entry["rle"],),
+        scores=np.array([entry["score"]], dtype=np.float32),
+        size_wh=encoded.size_wh,
+        image=encoded.image,
+        text=(_text(entry["text"]),),
+        source=encoded.source,
+    )
+    checked_runs(result.rles[0])
+    return result
+
+
+def _one_of(known: tuple[Any, ...], name: str, value: Any) -> Any:
+    if value not in known:
+        raise SettingError(f"{name} is {value!r:.80}, expected one of {', '.join(known)}.")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise SettingError(f"found {value!r:.80} where text is expected.")
+    return value
 
 
 def _words(value: Any) -> str:

@@ -15,6 +15,7 @@ from transformers import DynamicCache
 
 if TYPE_CHECKING:
     from self1e.inference.segmenter import EncodedPicture, Self1E
+    from self1e.model import VisionFeatures
 
 
 def bytes_per_token(text_config: Any, dtype: torch.dtype) -> int:
@@ -51,8 +52,12 @@ class TextCache:
         """Tokens that are kept."""
         return len(self._ids)
 
+    def seen(self, ids: Sequence[int]) -> list[int]:
+        """Return a text as it is read here."""
+        return list(ids)
+
     def known(self, ids: Sequence[int]) -> int:
-        """How many tokens of a text need not be computed."""
+        """How many tokens of a text (as `seen`) need not be computed."""
         return len(self._ids) if list(ids[: len(self._ids)]) == self._ids else 0
 
     @torch.inference_mode()
@@ -60,8 +65,8 @@ class TextCache:
         """Score every token of the vocabulary as the next one.
 
         Args:
-            ids: The complete text. What it begins with may be known; if it does not begin with what is known,
-                everything is computed anew.
+            ids: The complete text, as `seen`. What it begins with may be known; if it does not begin with what is
+                known, everything is computed anew.
 
         Returns:
             Logits ``(V,)``, of the weights' type but at least float32.
@@ -80,12 +85,15 @@ class TextCache:
         self._ids += new
         return self._logits
 
+    def _vision(self) -> VisionFeatures:
+        return self._encoded.vision
+
     def _read(self, new: list[int]) -> Tensor:
         network: Any = self._model.model
         about: dict[str, Any] = {}
         if self._cache is None:
             self._cache = DynamicCache(config=network.config.text_config)
-            about = {"vision": self._encoded.vision, "picture_of_row": [0]}
+            about = {"vision": self._vision(), "picture_of_row": [0]}
         output = network(
             input_ids=torch.tensor([new], device=self._model.device),
             past_key_values=self._cache,

@@ -272,6 +272,7 @@ def _add_facts(app: FastAPI, service: Service) -> None:
             dtype=str(model.dtype).removeprefix("torch."),
             no_target_threshold=model.no_target_threshold,
             knows=_NANO_KNOWS if service.name == "nano" else None,
+            adapters=service.adapters,
         )
         return schemas.ModelList(models=[one], limits=service.settings.limits())
 

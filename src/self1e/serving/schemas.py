@@ -115,10 +115,20 @@ class OneShotSemanticRequest(Classes, PictureRequest):
     """``POST /v1/semantic``: a picture and its classes."""
 
 
+Temperature = Annotated[float, Field(ge=0, le=100)]
+TopP = Annotated[float, Field(gt=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Adapter = Literal["on", "off"]
+
+
 class SessionRequest(Message):
     """``POST /v1/images/{image_id}/sessions``: begin a conversation about a picture."""
 
     mode: Literal["auto", "segment", "text"] = Field("auto", description="Who decides that there is a mask.")
+    adapter: Adapter = Field("on", description="off: the base model's words in turns of mode text, if it is at hand.")
+    temperature: Temperature = Field(0.0, description="0: the likeliest words; above it they are drawn.")
+    top_p: TopP = Field(1.0, description="With a temperature: draw from the fewest tokens of this probability in all.")
+    seed: Seed | None = Field(None, description="With a temperature: the same answers every time.")
     threshold: float = Field(0.0, ge=-1e6, le=1e6)
     reject: bool = True
 
@@ -130,6 +140,10 @@ class TurnRequest(Message):
     mode: Literal["auto", "segment", "text"] | None = Field(None, description="For this turn.")
     kind: Literal["auto", "phrase", "sentence"] = "auto"
     max_new_tokens: int | None = Field(None, ge=1, le=8192, description="Longest answer.")
+    adapter: Adapter | None = Field(None, description="For this turn, of mode text; see the conversation.")
+    temperature: Temperature | None = Field(None, description="For this turn, like what follows.")
+    top_p: TopP | None = None
+    seed: Seed | None = None
     formats: list[MaskFormat] = Field(["rle"], max_length=3)
 
 
@@ -236,6 +250,7 @@ class DoneEvent(Message):
     prompt_tokens: int
     known_tokens: int
     dropped_turns: int
+    adapter: Adapter
 
 
 class ModelInfo(Message):
@@ -246,6 +261,7 @@ class ModelInfo(Message):
     dtype: str
     no_target_threshold: float | None
     knows: str | None = Field(description="What it was trained on, if it does not know everything.")
+    adapters: list[Adapter] = Field(description="Whose words it has: on, as trained; off, its base model's.")
 
 
 class ModelList(Message):

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from starlette.requests import ClientDisconnect, Request
 
 from self1e.errors import PictureError
+from self1e.inference.base_answers import knows_base
 from self1e.inference.parts import PartOptions
 from self1e.inference.segmenter import check_queries
 from self1e.inference.semantic import CLASSES_AT_ONCE, SemanticMap, check_classes, find_classes
@@ -69,6 +70,11 @@ class Service:
     def name(self) -> str:
         """Of the model, without the folder it lies in."""
         return Path(self.model.name).name or "model"
+
+    @property
+    def adapters(self) -> list[schemas.Adapter]:
+        """Whose words there are."""
+        return ["on", "off"] if knows_base(self.model) else ["on"]
 
     @property
     def is_ready(self) -> bool:
@@ -304,6 +310,7 @@ class Flight:
 
     async def begin(self, encoded: Any, asked: schemas.SessionRequest) -> Any:
         """Begin a conversation."""
+        self._check_adapter(asked.adapter)
         return await self.run(Steps(deadline=self.deadline, steps=self._begin(encoded, asked)))
 
     def _begin(self, encoded: Any, asked: schemas.SessionRequest) -> Iterator[Final]:
@@ -314,19 +321,26 @@ class Flight:
         session = Session(
             model,
             encoded,
-            mode=asked.mode,
             max_new_tokens=min(settings.max_new_tokens, 64),
             max_tokens=min(settings.max_chat_tokens, reach),
-            threshold=asked.threshold,
-            reject=asked.reject,
+            **asked.model_dump(),
         )
         yield Final(session)
 
     def check_turn(self, asked: schemas.TurnRequest) -> None:
         """Hold a turn against the service's own limits."""
         self._check_words([asked.text], 1, "text")
+        self._check_adapter(asked.adapter)
         if asked.max_new_tokens is not None and asked.max_new_tokens > self._service.settings.max_new_tokens:
             raise _too_much("max_new_tokens", asked.max_new_tokens, self._service.settings.max_new_tokens)
+
+    def _check_adapter(self, adapter: str | None) -> None:
+        if adapter == "off" and "off" not in self._service.adapters:
+            raise Refusal(
+                422,
+                "adapter",
+                "adapter: off needs the base model's tensors, which this service does not have; it answers as trained.",
+            )
 
 
 class _Known:

@@ -78,7 +78,7 @@ class Turn:
     @staticmethod
     def _steps(session: Any, asked: schemas.TurnRequest) -> Generator[Any]:
         """Run in the model's thread, a token at a time: other requests take their turns in between."""
-        options = {} if asked.max_new_tokens is None else {"max_new_tokens": asked.max_new_tokens}
+        options = asked.model_dump(include={"max_new_tokens", "adapter", "temperature", "top_p", "seed"})
         events = session.ask(asked.text, mode=asked.mode, kind=asked.kind, **options)
         try:
             yield _BEGUN
