@@ -99,6 +99,54 @@ def test_rejections_are_read_off_the_answer_and_the_score() -> None:
     assert target_row("a", 0, target, _result(truth), no_target_threshold=0.6)["pred_nt"] is False
 
 
+def test_a_phrase_that_means_crowds_alone_still_means_something(
+    tiny_model: Any, fixture_root: Path, tmp_path: Path
+) -> None:
+    """METRICS 2.1: crowds are left out of the truth, and the sample still counts as one with a target."""
+    import json
+    import shutil
+
+    root = tmp_path / "dataset" / "refer_seg"
+    shutil.copytree(fixture_root / "dataset" / "refer_seg" / "grefcoco", root / "grefcoco")
+    (root / "images").symlink_to(fixture_root / "dataset" / "refer_seg" / "images")
+    path = root / "grefcoco" / "instances.json"
+    content = json.loads(path.read_text("utf-8"))
+    for annotation in content["annotations"]:
+        annotation["iscrowd"] = 1
+    path.write_text(json.dumps(content), "utf-8")
+    benchmark = find_benchmark("grefcoco/val")
+    opened = benchmark.open(tmp_path)
+    for k in range(len(opened.units)):
+        for rows in (benchmark.measure(tiny_model, opened.units[k], Options()), benchmark.failed(opened, k)):
+            assert [row["gt_nt"] for row in rows] == [row["subsets"] == ["no target"] for row in rows]
+            assert all(row["gt_area"] == 0 for row in rows)
+
+
+def test_words_of_your_own_do_not_say_that_nothing_is_there() -> None:
+    target = Target(text="x", mask=np.ones((6, 8), bool), tag="none")  # of a list of colours, say
+    assert target_row("a", 0, target, _result(target.mask))["gt_nt"] is False
+
+
+def test_a_score_that_is_no_number_fails_its_own_sample_alone(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    mask = np.ones((50, 60), bool)
+
+    def answer(self: Any, picture: Any, queries: Any, **options: Any) -> Any:
+        right = SimpleNamespace(text=("[SEG].",), scores=np.array([0.7]), mask=lambda k: mask)
+        overflown = SimpleNamespace(text=("[SEG].",), scores=np.array([np.nan]), mask=lambda k: mask)
+        turned = SimpleNamespace(text=("[SEG].",), scores=np.array([0.7]), mask=lambda k: mask.T)
+        return [{"right": right, "overflown": overflown, "turned": turned}[query] for query in queries]
+
+    monkeypatch.setattr(type(tiny_model), "segment", answer)
+    targets = tuple(Target(text=text, mask=mask) for text in ("overflown", "right", "turned"))
+    rows = measure_targets(tiny_model, Sample(image=Image.new("RGB", (60, 50)), targets=targets), Options())
+    assert [row["failed"] for row in rows] == [True, False, True]
+    assert "score is nan" in rows[0]["error"]
+    assert "prediction is (60, 50)" in rows[2]["error"]
+    assert [row["U"] for row in rows] == [3000] * 3
+
+
 def test_a_prediction_of_another_size_is_an_error() -> None:
     target = Target(text="x", mask=np.ones((6, 8), bool))
     with pytest.raises(SettingError, match=r"prediction is \(8, 6\) but the truth \(6, 8\)"):

@@ -14,7 +14,7 @@ from self1e.errors import DatasetError, SettingError
 from self1e.evaluation.compare import as_markdown, compare
 from self1e.evaluation.dump import RowWriter
 from self1e.evaluation.intervals import difference_of, interval_of
-from self1e.evaluation.metrics.masks import MaskIoU
+from self1e.evaluation.metrics.masks import MaskIoU, mask_row
 from self1e.evaluation.metrics.semantic import SemanticIoU
 from self1e.evaluation.protocols import Run
 
@@ -109,6 +109,35 @@ def test_another_protocol_or_other_data_are_refused(tmp_path, ious, change, told
     a, b = write(tmp_path / "a", ious), write(tmp_path / "b", ious, replace(RUN, **change))
     with pytest.raises(SettingError, match=told):
         compare(a, b)
+
+
+def test_a_calibrated_model_compares_with_one_that_is_not(tmp_path):
+    """Their headlines differ (one rejects by score), and the rows of both can be read by what is common."""
+    run = replace(RUN, dataset="grefcoco/val", protocol="gres.mask_empty")
+    calibrated = replace(run, model="m", protocol="gres.official", rejection="score < 0.5")
+    folders = []
+    for name, one, said in (("a", calibrated, True), ("b", run, None)):
+        with RowWriter(tmp_path / name / "rows-00000.jsonl", one) as writer:
+            for k in range(6):
+                truth = np.full((4, 4), k % 2 == 0)
+                found = np.full((4, 4), k < 4)
+                row = mask_row(str(k), found, truth, gt_nt=k % 2 == 1, pred_nt=said, score=0.4, group=str(k))
+                writer.write(row | {"query": "", "subsets": [], "unit": k, "unit_rows": 1, "units": 6})
+        folders.append(tmp_path / name)
+    compared = compare(*folders)
+    (one,) = compared.comparisons
+    assert {figure.protocol for figure in one.figures} == {"gres.mask_empty", "gres.mask_empty_50"}
+    assert (one.wins, one.losses, one.ties) == (0, 0, 6)  # the masks are the same
+    assert '"Not there" is said by: score < 0.5 (A), none (B).' in as_markdown(compared)
+
+
+def test_a_single_picture_is_compared_without_an_interval(tmp_path):
+    a, b = write(tmp_path / "a", [0.5, 0.7]), write(tmp_path / "b", [0.4, 0.7])
+    (one,) = compare(a, b).comparisons
+    figure = next(figure for figure in one.figures if figure.name == "giou")
+    assert (figure.difference.value, figure.difference.low) == (pytest.approx(0.05), None)
+    assert not figure.is_clear
+    assert "| giou | 60.00 | 55.00 | +5.00 |" in as_markdown(compare(a, b))
 
 
 def test_other_samples_are_refused(tmp_path, ious):

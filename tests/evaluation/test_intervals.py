@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from self1e.errors import SettingError
-from self1e.evaluation.intervals import difference, interval, interval_of, intervals
+from self1e.evaluation.intervals import Interval, difference, interval, interval_of, intervals
 from self1e.evaluation.metrics import MaskIoU
 from self1e.evaluation.metrics.concepts import ConceptF1
 from self1e.evaluation.metrics.rows import ratio
@@ -118,6 +118,23 @@ def test_figures_that_are_no_ratio():
     assert found.low < found.value == mme.result()["cognition"] < found.high
     with pytest.raises(SettingError, match="has no figure 'miou'; it has miou_cls"):
         interval_of(semantic, "miou")
+
+
+def test_a_single_picture_has_no_interval():
+    """Drawn again and again it gives itself: a width of 0 would look like certainty."""
+    alone = figure([0.5])
+    assert interval(alone) == Interval(0.5, None, None, 1)
+    assert str(interval(alone)) == "50.00"
+    assert interval(figure([0.5, 1.0], groups=[7, 7]), by_group=True) == Interval(0.75, None, None, 1)
+    assert difference(alone, alone) == Interval(0.0, None, None, 1)
+    semantic = SemanticIoU(("a", "b"))
+    semantic.update("0", np.array([[0, 1]]), np.array([[0, 0]]))
+    assert interval_of(semantic, "miou_cls") == Interval(0.5, None, None, 1)
+    mme = Mme()
+    for task in COGNITION:
+        for j in range(2):
+            mme.update(f"{task}{j}", "yes", "yes", task=task, image="0")
+    assert interval_of(mme, "cognition").low is not None  # a picture per task
 
 
 def test_nothing_has_no_interval():

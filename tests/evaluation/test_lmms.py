@@ -142,6 +142,7 @@ def test_a_question_without_a_picture(model, tiny_model):
             {"do_sample": True, "temperature": 0.7},
             r"task/val/0: do_sample=True, temperature=0.7; self1e answers greedily",
         ),
+        ({"do_sample": True}, "do_sample=True; self1e answers greedily"),  # at temperature 1, transformers' default
         ({"num_beams": 3}, "num_beams=3"),
         ({"visuals": lambda doc: [doc["image"]] * 2}, "2 visuals .* takes one picture per question"),
         ({"visuals": lambda doc: ["video.mp4"]}, r"1 visuals \(str\)"),

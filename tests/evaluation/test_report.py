@@ -17,6 +17,7 @@ from self1e.evaluation import runner
 from self1e.evaluation.protocols import Run
 from self1e.evaluation.report import panels, write_report
 from self1e.evaluation.report.cases import Case, histogram, pick
+from self1e.evaluation.report.page import _answer
 from self1e.evaluation.report.truths import Found, Truths
 from self1e.evaluation.saved_masks import decode_text_rle, encode_map, text_rle
 from self1e.evaluation.scores import picture_iou, sample_scores
@@ -84,10 +85,11 @@ def test_every_sample_shown_has_picture_truth_prediction_and_error(page, out):
     text = (out / "report.html").read_text("utf-8")
     captions = [text.count(f"<figcaption>{name}<") for name in ("picture", "truth", "prediction", "error")]
     assert captions == [sum("mask" in row for row in rows.values())] * 4
-    masks = [a for a in cases if a["data-run"].startswith("scenes/test")]
-    assert {a["data-size"] for a in masks} <= {"absent", "small", "medium", "large"}
-    assert all(a["data-length"] for a in masks)
-    assert any("single target" in a["data-tag"].split("|") for a in masks)
+    masks = [a for a in cases if json.loads(a["data-run"]) == ["scenes/test, tf"]]
+    assert {size for a in masks for size in json.loads(a["data-size"])} <= {"absent", "small", "medium", "large"}
+    assert masks
+    assert all(json.loads(a["data-length"]) for a in masks)
+    assert any("single target" in json.loads(a["data-tag"]) for a in masks)
 
 
 def test_filters_and_script_name_the_same_things(page, out):
@@ -167,6 +169,76 @@ def test_markdown_has_tables_parts_and_the_worst(out, page):
     text = (out / "report.md").read_text("utf-8")
     for heading in ("## Every run", "## scenes/test, tf, by part", "## scenes/test, tf, worst samples", "## How this"):
         assert heading in text
+
+
+def test_names_of_categories_may_hold_any_separator(out, tmp_path):
+    odd = 'shirts, ties | "others"'
+    source = next(path for path in out.rglob("rows-*.jsonl") if "questions" not in str(path))
+    header, *lines = source.read_text("utf-8").splitlines()
+    copy = tmp_path / "odd" / "rows-00000.jsonl"
+    copy.parent.mkdir()
+    rows = [json.loads(line) | {"subsets": [odd]} for line in lines]
+    copy.write_text("\n".join([header, *map(json.dumps, rows)]) + "\n", "utf-8")
+    write_report(tmp_path)
+    page = Reader((tmp_path / "report.html").read_text("utf-8"))
+    assert all(json.loads(case["data-tag"]) == [odd] for case in page.of_class("case"))
+    assert {"value": odd} in [attributes for tag, attributes in page.tags if tag == "option"]
+    tables = [line for line in (tmp_path / "report.md").read_text("utf-8").splitlines() if line.startswith("|")]
+    told = [line for line in tables if "shirts" in line]
+    assert len(told) >= 2  # of a protocol, and by part
+    for line in told:
+        above = next(head for head in reversed(tables[: tables.index(line)]) if head.startswith("|---"))
+        assert len(re.findall(r"(?<!\\)\|", line)) == above.count("|")
+
+
+def test_answers_for_a_server_are_neither_right_nor_wrong(tmp_path):
+    run = Run(
+        model="m", protocol="vqa.submission", dataset="vizwiz/test", annotations="a", prompt="p", answer="generated"
+    )
+    row = {"id": "0", "failed": False, "prediction": "two", "submitted": {"question_id": 7}}
+    assert sample_scores(run, [row]) == {}
+    image = Image.new("RGB", (20, 10))
+    shown = _answer(row, Found(image=image, words="How many?"), Case(row=row, score=None))
+    assert "two" in shown
+    assert "right" not in shown
+    assert "wrong" not in shown
+    for score, told in ((0.0, "(wrong)"), (0.3, "(as 0.30 of the people said)"), (1.0, "(right)")):
+        assert told in _answer(row, Found(image=image, words=""), Case(row=row, score=score))
+
+
+def test_an_answer_is_read_for_its_score_as_the_protocol_reads_it():
+    run = Run(model="m", protocol="mme", dataset="mme", annotations="a", prompt="p", answer="generated")
+    said = {"True": 1.0, "是": 1.0, "I say yes": 0.0, "no": 0.0}
+    rows = [
+        {"id": f"color/{k}/{j}", "failed": False, "task": "color", "image": str(k), "prediction": text, "label": "yes"}
+        for k, text in enumerate(said)
+        for j in range(2)
+    ]
+    found = sample_scores(run, rows)
+    assert [found[f"color/{k}/0"] for k in range(len(said))] == list(said.values())
+
+
+def test_two_models_in_one_report_are_told_apart(out, tmp_path):
+    source = next(path for path in out.rglob("rows-*.jsonl") if "questions" not in str(path))
+    header, *lines = source.read_text("utf-8").splitlines()
+    for name in ("one", "other"):
+        copy = tmp_path / name / "rows-00000.jsonl"
+        copy.parent.mkdir()
+        copy.write_text("\n".join([json.dumps(json.loads(header) | {"model": name}), *lines]) + "\n", "utf-8")
+    write_report(tmp_path)
+    page = Reader((tmp_path / "report.html").read_text("utf-8"))
+    named = {name for case in page.of_class("case") for name in json.loads(case["data-run"])}
+    assert named == {"scenes/test, tf, one", "scenes/test, tf, other"}
+
+
+def test_published_values_are_printed_as_published(out, tmp_path):
+    source = next(path for path in out.rglob("rows-*.jsonl") if "questions" not in str(path))
+    header, *lines = source.read_text("utf-8").splitlines()
+    named = json.loads(header) | {"dataset": "refcocog/test", "protocol": "res.sentence"}
+    (tmp_path / "rows-00000.jsonl").write_text("\n".join([json.dumps(named), *lines]) + "\n", "utf-8")
+    words = Reader(write_report(tmp_path)[0].read_text("utf-8")).words
+    row = words[words.index("SELF1E-SEG-2B (published)") :]
+    assert row[8] == "81.0"  # not 81
 
 
 def test_an_empty_folder_is_an_error(tmp_path):

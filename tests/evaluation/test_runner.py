@@ -18,7 +18,8 @@ from PIL import Image
 
 from self1e.errors import DatasetError, SettingError
 from self1e.evaluation import runner
-from self1e.evaluation.benchmarks import Options, find_benchmark
+from self1e.evaluation.benchmarks import Opened, Options, find_benchmark
+from self1e.evaluation.benchmarks.masks import failed_targets
 from self1e.evaluation.tables import read_results, write_tables
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -180,6 +181,89 @@ def test_all_problems_of_the_data_are_told_at_once(tiny_model: Any, own: Path, t
     assert "- refcoco/val: No file" in told
     assert "- camvid/val: No file" in told
     assert not (tmp_path / "out").exists()
+
+
+def test_half_of_the_data_missing_names_what_is_there(tiny_model: Any, own: Path, tmp_path: Path) -> None:
+    names = ["scenes/test", "refcoco/val", f"own:{own}", "pope", "pc-59/val"]
+    with pytest.raises(DatasetError) as caught:
+        runner.plan(tiny_model, names, [tmp_path], tmp_path / "out")
+    told = str(caught.value)
+    assert told.startswith("3 problems; nothing was run:")
+    assert f"To measure what is there, name it: self1e eval scenes/test own:{own} ..." in told
+    with pytest.raises(DatasetError, match="1 problem; nothing") as caught:
+        runner.plan(tiny_model, ["refcoco/val"], [tmp_path], tmp_path / "out")
+    assert "what is there" not in str(caught.value)
+
+
+def test_masks_of_one_name_in_several_folders_are_several_samples(tiny_model: Any, own: Path, tmp_path: Path) -> None:
+    for kind in ("images", "masks"):
+        for folder in ("a", "b"):
+            (own / kind / "val" / folder).mkdir(parents=True)
+        for k, path in enumerate(sorted((own / kind).glob("*.png"))):
+            path.rename(own / kind / "val" / "ab"[k % 2] / f"{k // 2}.png")
+    run_all(tiny_model, f"own:{own}", tmp_path / "out")
+    [result] = read_results(tmp_path / "out")
+    assert len({row["id"] for row in result.rows}) == len(result.rows) == 10
+    assert len({row["group"] for row in result.rows}) == 5
+
+
+def test_a_picture_of_malformed_annotations_is_one_wrong_sample() -> None:
+    class Units(list):
+        split, image_ids = "val", (581857,)
+
+        def targets(self, index: int) -> Any:
+            raise DatasetError("a polygon with three numbers")
+
+    [row] = failed_targets(Opened(units=Units([None]), annotations="a"), 0)
+    assert (row["id"], row["failed"]) == ("units/val/581857-0", True)
+
+
+def test_other_masks_under_the_same_names_are_other_data(tiny_model: Any, own: Path, tmp_path: Path) -> None:
+    run_all(tiny_model, f"own:{own}", tmp_path / "out", limit=2)
+    path = own / "masks" / "4.png"
+    labels = np.asarray(Image.open(path)).copy()
+    labels[:10] = 2
+    Image.fromarray(labels).save(path)
+    with pytest.raises(DatasetError, match=r"rows of another run .*annotations"):
+        runner.plan(tiny_model, [f"own:{own}"], [], tmp_path / "out")
+
+
+def test_the_name_of_a_model_and_its_fingerprint_stay_what_stored_runs_have(tiny_model: Any) -> None:
+    import hashlib
+
+    import torch
+
+    from self1e.inference.folder import fingerprint
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tiny_model.model.state_dict().items()):
+        flat = tensor.detach().reshape(-1)
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(flat[:: max(1, len(flat) // 4096)].to("cpu", torch.float32).numpy().tobytes())
+    assert f"@{digest.hexdigest()[:12]} (" in runner.model_name(tiny_model)
+    assert len(fingerprint(tiny_model)) == 16
+
+
+def test_a_calibration_runs_again_for_another_share(
+    tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from self1e.cli.main import main
+
+    folder = shutil.copytree(tiny_model_folder, tmp_path / "model")
+    command = ["calibrate", "--benchmark", "scenes/val", "--model", str(folder), "--limit", "4", "--device", "cpu"]
+    told = []
+    for share in ("0.5", "1", "0.5"):
+        with pytest.raises(SystemExit) as stopped:
+            main([*command, "--out", str(tmp_path / "rows"), "--t-acc", share])
+        assert stopped.value.code == 0, capsys.readouterr().err
+        told.append((capsys.readouterr().out, (folder / "config.json").read_bytes()))
+    assert told[0] == told[2] != told[1]
+    assert len(list((tmp_path / "rows").rglob("rows-*.jsonl"))) == 1
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, "--out", str(tmp_path / "other"), "--t-acc", "95"])
+    assert stopped.value.code == 2
+    assert "t_acc=95" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()  # told before anything was measured
 
 
 def test_settings_that_cannot_work_are_refused(tiny_model: Any, tmp_path: Path) -> None:

@@ -97,6 +97,58 @@ def test_intervals_of_a_mean_add_in_squares() -> None:
     assert mean_number([Number(0.5, 0.4, 0.6), Number(None)]).value is None
 
 
+def test_table_9_takes_the_headline_protocol_of_each_set(tmp_path: Path) -> None:
+    def write(name: str, rows: list[dict[str, Any]]) -> None:
+        with RowWriter(tmp_path / name.replace("/", "-") / "rows-00000.jsonl", run_of(name, answer="generated")) as out:
+            for k, row in enumerate(rows):
+                out.write({"failed": False} | row | {"unit": k, "unit_rows": 1, "units": len(rows)})
+
+    # People agree on "black/white", which EvalAI's normaliser blanks in both, the VQA API's in the prediction alone.
+    answers = {"answers": ["black/white"] * 10, "answer_type": ""}
+    write("vqav2/val", [{"id": "1", "prediction": "black/white", **answers}])
+    one = {"options": {"A": "red", "B": "blue"}, "category": "x", "l2_category": "y", "answer": "A"}
+    write("mmbench-en/dev", [{"id": "7", "prediction": "A", **one}, {"id": "1000007", "prediction": "B", **one}])
+    said = {"random": "yes", "popular": "yes", "adversarial": "no"}
+    write("pope", [{"id": f, "file": f, "prediction": text, "label": "yes"} for f, text in said.items()])
+    results = {one.run.dataset: one for one in read_results(tmp_path)}
+    assert (results["pope"].partial, results["mmbench-en/dev"].partial) == ("", "")
+    [nine] = [one for one in filled_tables(list(results.values())) if one.table.number == 9]
+    [(name, cells)] = nine.ours.items()
+    assert name == "m, gen, own protocol of each"
+    found = {column.label: cell for column, cell in zip(nine.table.columns, cells, strict=True) if cell}
+    assert found["VQAv2"].number.value == 1  # vqa.m4c; vqa.official gives 0
+    assert found["MMB-en"].number.value == 0  # circular; vanilla is 1
+    assert found["POPE"].number.value == pytest.approx(2 / 3)  # mean of the files' F1; pooled is 4 / 5
+    assert set(found) == {"VQAv2", "MMB-en", "POPE"}
+
+
+def test_half_a_picture_is_left_out_and_the_table_says_so(tmp_path: Path) -> None:
+    """A run that was killed between the two questions of an MME picture still has tables."""
+    with RowWriter(tmp_path / "rows-00000.jsonl", run_of("mme", answer="generated")) as out:
+        for unit, questions in enumerate((2, 1)):
+            for j in range(questions):
+                row = {"id": f"color/{unit}/{j}", "failed": False, "task": "color", "image": str(unit)}
+                out.write(row | {"prediction": "yes", "label": "yes", "unit": unit, "unit_rows": 2, "units": 2})
+    [result] = read_results(tmp_path)
+    assert [row["unit"] for row in result.rows] == [0, 0]
+    assert "a picture lacks rows" in result.partial
+    assert "without existence, count, position, posters" in result.partial
+    [line] = result.lines
+    assert line.figures["score/color"].value == 200
+
+
+def test_names_of_files_may_be_no_text(tmp_path: Path) -> None:
+    write_rows(tmp_path, run_of("refcoco/val"), [(10, 0)])
+    path = tmp_path / "rows-00000.jsonl"
+    header, line = path.read_bytes().splitlines()
+    row = json.loads(line) | {"failed": True, "I": 0, "U": 10, "pred_area": 0, "error": "no picture \udcff.jpg\nat all"}
+    path.write_bytes(header + b"\n" + json.dumps(row).encode() + b"\n")
+    write_tables(tmp_path)
+    assert r"no picture \udcff.jpg at all" in (tmp_path / "tables.md").read_text("utf-8")
+    content = json.loads((tmp_path / "tables.json").read_text("utf-8"))
+    assert content["runs"][0]["failed"][0]["error"] == row["error"]
+
+
 def test_short_and_long_queries_are_told_apart(tmp_path: Path) -> None:
     run = run_of("reasonseg/val")
     write_rows(tmp_path / "val", run, [(10, 0), (5, 0)], subsets=("short",))
@@ -155,6 +207,20 @@ def test_a_threshold_needs_both_kinds_and_no_test_split() -> None:
         with pytest.raises(SettingError, match="test split"):
             check_split(name)
     check_split("grefcoco/val")
+
+
+def test_degenerate_validation_splits_have_a_threshold_or_a_reason() -> None:
+    assert fit_threshold(rows_of_scores([0.4], [0.1]), t_acc=1e-12).t_acc == 1
+    for t_acc in (0.5, 1.0):  # all alike: whatever keeps one keeps all
+        found = fit_threshold(rows_of_scores([0.7] * 9, [0.7] * 3), t_acc=t_acc)
+        assert (found.t_acc, found.n_acc) == (1, 0)
+    nothing = fit_threshold(rows_of_scores([0.0] * 4, [0.0]), t_acc=0.95)
+    assert (nothing.threshold, nothing.t_acc, nothing.n_acc) == (0, 1, 0)
+    rows = [row | {"failed": True, "score": None, "error": "out of memory"} for row in rows_of_scores([0.7], [0.1])]
+    with pytest.raises(DatasetError, match=r"failed on all 2 queries, e\.g\. out of memory"):
+        fit_threshold(rows)
+    one = [*rows_of_scores([0.9], [0.2]), rows[0]]  # a failed one is left out
+    assert fit_threshold(one).there == 1
 
 
 def test_the_threshold_travels_with_the_model(

@@ -387,6 +387,45 @@ def test_questions_without_public_answers_are_not_scored(tmp_path):
         benchmark.failed(opened, 0)
 
 
+def test_what_cannot_be_judged_is_told_before_a_model_is_asked(tmp_path):
+    root = vqav2(tmp_path / "a")
+    path = root / "data" / "vqav2" / "v2_mscoco_val2014_annotations.json"
+    content = json.loads(path.read_text("utf-8"))
+    for one in content["annotations"][:2]:
+        one["answers"].pop()
+    write(path, content)
+    [problem] = vqa.VQA_BENCHMARKS["vqav2/val"].open(root).problems
+    assert "42000: 9 answers, expected a list of 10" in problem
+    assert "So it is with 2 of 3 questions." in problem
+    root = mmbench(tmp_path / "b", "mmbench_dev_20230712", answers=False)
+    [problem] = vqa.VQA_BENCHMARKS["mmbench-en/dev"].open(root).problems
+    assert "cannot be scored here" in problem
+    root = vqav2(tmp_path / "c")
+    path = root / "data" / "vqav2" / "v2_OpenEnded_mscoco_val2014_questions.json"
+    content = json.loads(path.read_text("utf-8"))
+    write(path, {"questions": [*content["questions"], content["questions"][0]]})
+    [problem] = vqa.VQA_BENCHMARKS["vqav2/val"].open(root).problems
+    assert "Question 42000 stands there twice" in problem
+
+
+def test_a_question_on_which_the_model_fails_takes_no_other_with_it(tiny_model, tmp_path, monkeypatch):
+    from self1e.inference import answering
+
+    real = answering.answer_questions
+
+    def answer(model, requests, **options):
+        if any("How many" in question for _, questions in requests for question in questions):
+            raise RuntimeError("out of memory")
+        return real(model, requests, **options)
+
+    monkeypatch.setattr(answering, "answer_questions", answer)
+    benchmark = vqa.VQA_BENCHMARKS["vqav2/val"]
+    rows = benchmark.measure(tiny_model, benchmark.open(vqav2(tmp_path)).units[0], GENERATED)
+    assert [row["failed"] for row in rows] == [False, True]
+    assert rows[1]["error"] == "RuntimeError: out of memory"
+    assert "error" not in rows[0]
+
+
 # --------------------------------------------------------------------------- files for servers
 
 

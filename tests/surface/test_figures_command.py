@@ -15,9 +15,11 @@ import self1e
 from self1e.cli.main import main
 from self1e.errors import DatasetError, SettingError
 from self1e.figures.attention import draw_attention
-from self1e.figures.gallery import benchmark_entries, draw_gallery, read_entries
+from self1e.figures.gallery import Entry, benchmark_entries, draw_gallery, read_entries
 from self1e.figures.looking import RULES, look
+from self1e.figures.sheet import Sheet
 from self1e.figures.stages import draw_stages, full_size
+from self1e.figures.vqa import Asked, answering, draw_vqa
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -170,3 +172,19 @@ def test_figures_are_the_same_twice(tiny_model: Any, picture):
     image = Image.open(picture).convert("RGB")
     first, second = (draw_stages(tiny_model, image, ["it"]).card().tobytes() for _ in range(2))
     assert first == second
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4000, 3), (3, 4000)])
+def test_pictures_of_odd_shapes_are_drawn(tiny_model, tmp_path, size):
+    path = tmp_path / "odd.png"
+    Image.new("RGB", size, (200, 30, 30)).save(path)
+    image = Image.open(path).convert("RGB")
+    sheets = [
+        draw_stages(tiny_model, image, ["the cup"]),
+        draw_attention(tiny_model, image, ["the cup"], rules=("causal",)),
+        draw_gallery(tiny_model, [Entry(picture=path, queries=("a cup with a long name",))], title="A cup, tiny"),
+        draw_vqa([("one", answering(tiny_model, max_new_tokens=2))] * 2, [Asked(picture=path, question="What?")]),
+    ]
+    for sheet in sheets:
+        assert min(sheet.image.size) > 100
+        assert sheet.image.width >= 2 * 22 + Sheet.measure("A cup, tiny", 17)  # the title is not cut

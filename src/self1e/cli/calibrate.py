@@ -27,17 +27,20 @@ def calibrate(
     """Teach a model to say "not there": masks that score less than the fitted threshold become empty."""
     from self1e.evaluation import runner
     from self1e.evaluation.benchmarks import find_benchmark
-    from self1e.evaluation.calibration import check_split, fit_threshold, save_threshold
+    from self1e.evaluation.calibration import check_share, check_split, fit_threshold, save_threshold
     from self1e.evaluation.dump import read_rows
     from self1e.files import check_is_new
 
     check_split(benchmark)
+    check_share(t_acc)
     find_benchmark(benchmark)
     if save is not None:
         check_is_new(save)
     elif not (Path(model) / "config.json").is_file():
         raise SettingError(f"{model} is not a folder of yours: say with --save FOLDER where the model goes.")
     loaded = load_quietly(model, device, dtype)
+    # Scores do not depend on a threshold that was fitted before, so rows of before serve another share.
+    loaded.model.config.no_target_threshold = None
     [job] = runner.plan(loaded, [benchmark], data or [], out, limit=limit)
     if job.options.answer != "teacher-forced" or not job.benchmark.explicit_protocols:
         raise SettingError(f"{benchmark} does not ask about absent things; take grefcoco/val, scenes/val or own data.")

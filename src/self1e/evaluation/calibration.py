@@ -51,9 +51,12 @@ def fit_threshold(rows: Sequence[Row], *, t_acc: float = 0.95) -> Calibration:
         SettingError: The share cannot be.
         DatasetError: The rows lack one of the two kinds of queries.
     """
-    if not 0 < t_acc <= 1:
-        raise SettingError(f"t_acc={t_acc} is a share of what is there: above 0, at most 1.")
+    check_share(t_acc)
     known = [row for row in rows if not row["failed"]]
+    if rows and not known:
+        raise DatasetError(
+            f"The model failed on all {len(rows)} queries, e.g. {rows[0].get('error', rows[0].get('id'))}."
+        )
     there = sorted(row["score"] for row in known if not row["gt_nt"])
     absent = [row["score"] for row in known if row["gt_nt"]]
     if not there or not absent:
@@ -62,7 +65,7 @@ def fit_threshold(rows: Sequence[Row], *, t_acc: float = 0.95) -> Calibration:
             "take a benchmark with absent things (grefcoco/val, scenes/val, or own data with empty masks)."
         )
     # Kept scores are written as floats of JSON and compared as float32: a hair lower, so that equals are kept.
-    lowest = there[math.floor((1 - t_acc) * len(there) + 1e-9)]
+    lowest = there[min(math.floor((1 - t_acc) * len(there) + 1e-9), len(there) - 1)]
     threshold = max(0.0, lowest - 1e-7)
     return Calibration(
         threshold=threshold,
@@ -72,6 +75,12 @@ def fit_threshold(rows: Sequence[Row], *, t_acc: float = 0.95) -> Calibration:
         absent=len(absent),
         curve=rejection_curve(known),
     )
+
+
+def check_share(t_acc: float) -> None:
+    """Refuse what is no share, before anything is measured for it."""
+    if not 0 < t_acc <= 1:
+        raise SettingError(f"t_acc={t_acc} is a share of what is there: above 0, at most 1.")
 
 
 def check_split(benchmark: str) -> None:

@@ -6,7 +6,8 @@ nothing, the interval of the difference does. Pictures are drawn together, as ev
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from self1e.errors import DatasetError, SettingError
@@ -14,10 +15,10 @@ from self1e.evaluation.intervals import Interval, difference_of
 from self1e.evaluation.protocols import Run, printed, protocol
 from self1e.evaluation.runner import SHORT
 from self1e.evaluation.scores import sample_scores, score_name
-from self1e.evaluation.tables import Measured, protocols_of, read_results, shown_figures
+from self1e.evaluation.tables import Measured, markdown_cell, protocols_of, read_results, shown_figures
 
-_SAME = ("protocol", "annotations", "prompt", "threshold", "resolution")
-"""What two runs must share; models differ, and so may how they say "not there"."""
+_SAME = ("annotations", "prompt", "threshold", "resolution")
+"""What two runs must share, besides a protocol; models differ, and so may how they say "not there"."""
 MOST_DIFFERENT = 10
 
 
@@ -118,7 +119,8 @@ def _by_name(folder: Path) -> dict[str, Measured]:
 def compare_runs(first: Measured, second: Measured, *, seed: int = 0) -> Comparison:
     """Compare one benchmark; see `compare`."""
     _check_same(first, second)
-    scores = sample_scores(first.run, first.rows), sample_scores(second.run, second.rows)
+    common = shared_protocols(first.run, second.run)
+    scores = [sample_scores(replace(one.run, protocol=common[0]), one.rows) for one in (first, second)]
     pairs = {name: (scores[0][name], scores[1][name]) for name in scores[0] if name in scores[1]}
     words = {row["id"]: row.get("query", "") for row in first.rows}
     order = sorted(pairs, key=lambda name: (-abs(pairs[name][0] - pairs[name][1]), name))
@@ -126,7 +128,7 @@ def compare_runs(first: Measured, second: Measured, *, seed: int = 0) -> Compari
         first=first.run,
         second=second.run,
         samples=len(first.rows),
-        figures=tuple(_figures(first, second, seed)),
+        figures=tuple(_figures(first, second, common, seed)),
         score=score_name(first.run),
         wins=sum(a > b for a, b in pairs.values()),
         losses=sum(a < b for a, b in pairs.values()),
@@ -139,9 +141,16 @@ def compare_runs(first: Measured, second: Measured, *, seed: int = 0) -> Compari
     )
 
 
+def shared_protocols(first: Run, second: Run) -> list[str]:
+    """Protocols that the rows of both can be read by: a calibrated model's can be read as those of any other."""
+    known = protocols_of(second)
+    return [name for name in protocols_of(first) if name in known]
+
+
 def _check_same(first: Measured, second: Measured) -> None:
     ours, theirs = asdict(first.run), asdict(second.run)
-    differ = [f"{name} {ours[name]!r} and {theirs[name]!r}" for name in _SAME if ours[name] != theirs[name]]
+    asked = _SAME if shared_protocols(first.run, second.run) else ("protocol", *_SAME)
+    differ = [f"{name} {ours[name]!r} and {theirs[name]!r}" for name in asked if ours[name] != theirs[name]]
     if differ:
         raise SettingError(
             f"{first.run.dataset} was measured in two ways ({'; '.join(differ)}): such numbers do not compare. Measure "
@@ -156,10 +165,9 @@ def _check_same(first: Measured, second: Measured) -> None:
         )
 
 
-def _figures(first: Measured, second: Measured, seed: int) -> list[Figure]:
+def _figures(first: Measured, second: Measured, protocols: Sequence[str], seed: int) -> list[Figure]:
     found = []
-    shared = [name for name in protocols_of(first.run) if name in protocols_of(second.run)]
-    for name in shared:
+    for name in protocols:
         metrics = [protocol(name).metric().add_rows(rows) for rows in (first.rows, second.rows)]
         results = [metric.result() for metric in metrics]
         for figure in shown_figures(name, results[0]):
@@ -180,19 +188,23 @@ def as_markdown(compared: Compared) -> str:
     for folder, names in (("A", compared.only_first), ("B", compared.only_second)):
         if names:
             lines += [f"Only in {folder}: {', '.join(names)}.", ""]
-    return "\n".join(lines)
+    return "\n".join(lines).encode("utf-8", "backslashreplace").decode()  # words may hold half of a surrogate pair
 
 
 def _markdown_of(one: Comparison) -> list[str]:
     lines = [f"## {one.first.dataset}, {SHORT[one.first.answer]}", ""]
     lines += [f"A: {one.first.model}. B: {one.second.model}. {one.samples} samples.", ""]
+    if one.first.rejection != one.second.rejection:
+        lines += [f'"Not there" is said by: {one.first.rejection} (A), {one.second.rejection} (B).', ""]
     lines += ["| protocol | figure | A | B | A - B |", "|---|---|---|---|---|"]
     for figure in one.figures:
         gap = figure.difference
-        text = " ".join([_signed(figure, gap.value), f"[{_signed(figure, gap.low)}, {_signed(figure, gap.high)}]"])
+        text = _signed(figure, gap.value)
+        if gap.low is not None and gap.high is not None:
+            text += f" [{_signed(figure, gap.low)}, {_signed(figure, gap.high)}]"
         shown = f"**{text}**" if figure.is_clear else text
         values = [printed(figure.name, value) for value in (figure.first, figure.second)]
-        lines.append(f"| `{figure.protocol}` | {figure.name} | {values[0]} | {values[1]} | {shown} |")
+        lines.append(f"| `{figure.protocol}` | {markdown_cell(figure.name)} | {values[0]} | {values[1]} | {shown} |")
     lines += ["", f"By {one.score}: A wins {one.wins}, loses {one.losses}, ties {one.ties}.", ""]
     if one.most_different:
         lines += ["Most different:", ""]

@@ -35,11 +35,13 @@ class Interval:
     low: float | None
     high: float | None
     units: int
-    """What was drawn from: samples, pictures or questions."""
+    """What was drawn from: samples, pictures or questions. A single one has no interval: it says nothing of others."""
 
     def __str__(self) -> str:
-        if self.value is None or self.low is None or self.high is None:
+        if self.value is None:
             return "-"
+        if self.low is None or self.high is None:
+            return f"{100 * self.value:.2f}"
         return f"{100 * self.value:.2f} [{100 * self.low:.2f}, {100 * self.high:.2f}]"
 
 
@@ -119,7 +121,7 @@ def interval_of(
         known = ", ".join(name for name, value in found.items() if isinstance(value, float))
         raise SettingError(f"{type(metric).__name__} has no figure {figure!r}; it has {known}.")
     drawn = _drawn_figures(rows, lambda some: metric.figures(some)[figure], resamples, seed)
-    return _between(found[figure], drawn, level, len(rows))
+    return _between(found[figure], drawn, level, len(_groups(rows)))
 
 
 def difference_of(
@@ -161,17 +163,14 @@ def difference_of(
         # The same rows in the same order and one seed: the same pictures are drawn for both.
         drawn.append(_drawn_figures(rows, lambda some, metric=metric: metric.figures(some)[figure], resamples, seed))
     value = None if None in values else values[0] - values[1]
-    return _between(value, drawn[0] - drawn[1], level, len(both[0]))
+    return _between(value, drawn[0] - drawn[1], level, len(_groups(both[0])))
 
 
 def _drawn_figures(
     rows: Sequence[Row], compute: Callable[[list[Row]], float | None], resamples: int, seed: int
 ) -> np.ndarray:
     """Compute a figure of rows drawn by group (rows of one group stay together), ``(resamples,)``."""
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row.get("group") or row["id"], []).append(row)
-    members = list(groups.values())
+    members = _groups(rows)
     rng = np.random.default_rng(seed)
     drawn = []
     for _ in range(resamples):
@@ -180,6 +179,14 @@ def _drawn_figures(
         value = compute([row | {"copy": copy} for copy, k in enumerate(chosen) for row in members[k]])
         drawn.append(np.nan if value is None else value)
     return np.array(drawn, float)
+
+
+def _groups(rows: Sequence[Row]) -> list[list[Row]]:
+    """Put rows together that are drawn together."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.get("group") or row["id"], []).append(row)
+    return list(groups.values())
 
 
 def _sums_per_draw_unit(figure: Ratio, by_group: bool) -> np.ndarray:
@@ -210,7 +217,7 @@ def _drawn_ratios(sums: np.ndarray, resamples: int, seed: int) -> np.ndarray:
 
 def _between(value: float | None, drawn: np.ndarray, level: float, units: int) -> Interval:
     drawn = drawn[~np.isnan(drawn)]
-    if value is None or not len(drawn):
+    if value is None or not len(drawn) or units < 2:
         return Interval(value, None, None, units)
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(value), float(low), float(high), units)

@@ -166,7 +166,8 @@ def _max_new_tokens(settings: Mapping[str, Any]) -> int:
 
 
 def _check_greedy(settings: Mapping[str, Any], where: str) -> None:
-    sampled = bool(settings.get("do_sample")) and float(settings.get("temperature") or 0) > 0
+    temperature = settings.get("temperature")
+    sampled = bool(settings.get("do_sample")) and (temperature is None or float(temperature) > 0)  # None means 1
     if sampled or int(settings.get("num_beams") or 1) > 1:
         asked = ", ".join(f"{name}={settings[name]}" for name in _NOT_GREEDY if name in settings)
         raise SettingError(f"{where}: {asked}; self1e answers greedily. Set do_sample=False and num_beams=1.")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,6 +26,7 @@ from self1e.evaluation.benchmarks import Answer, Benchmark, Opened, Options, fin
 from self1e.evaluation.dump import RowWriter, read_rows
 from self1e.evaluation.metrics.rows import Row
 from self1e.evaluation.protocols import Run
+from self1e.inference.weights import sampled_weights
 from self1e.machine import process_count, process_index
 
 _log = logging.getLogger(__name__)
@@ -120,12 +122,14 @@ def plan(
     name = model_name(model, exact)
     jobs: list[Job] = []
     problems: list[str] = []
+    whole: list[str] = []
     for benchmark in benchmarks:
         try:
             opened = open_benchmark(benchmark, data)
         except Self1EError as error:
             problems.append(f"{benchmark.name}: {error}")
             continue
+        before = len(problems)
         problems += [f"{benchmark.name}: {problem}" for problem in opened.problems]
         asked: list[Answer] = [one for one in answers if one in benchmark.answers]
         for answer in asked or benchmark.answers:
@@ -140,9 +144,13 @@ def plan(
             )
             problems += _problems_of_rows(job)
             jobs.append(job)
+        if len(problems) == before:
+            whole.append(benchmark.name)
     if problems:
         listed = "\n".join(f"- {problem}" for problem in problems)
-        raise DatasetError(f"{len(problems)} problems; nothing was run:\n{listed}")
+        rest = f"\nTo measure what is there, name it: self1e eval {shlex.join(whole)} ..." if whole else ""
+        told = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise DatasetError(f"{told}; nothing was run:\n{listed}{rest}")
     return jobs
 
 
@@ -263,14 +271,9 @@ def model_name(model: Any, exact: str = "auto") -> str:
 
     Of each tensor some thousand numbers are read: training changes them all, and reading all of 8B takes minutes.
     """
-    import torch
-
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.model.state_dict().items()):
-        flat = tensor.detach().reshape(-1)
-        flat = flat[:: max(1, len(flat) // _SAMPLED)].to("cpu", torch.float32)
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(flat.numpy().tobytes())
+    for name, shape, numbers in sampled_weights(model, _SAMPLED):
+        digest.update(f"{name}{shape}".encode() + numbers)
     shown = Path(model.name).name if Path(model.name).is_dir() else model.name
     way = "" if exact == "auto" else f", {exact}"
     return f"{shown}@{digest.hexdigest()[:12]} ({str(model.dtype).removeprefix('torch.')}{way})"

@@ -12,6 +12,7 @@ import numpy as np
 
 from self1e.evaluation.metrics.choices import read_letter
 from self1e.evaluation.metrics.rows import Row
+from self1e.evaluation.metrics.yes_no import mme_answer
 from self1e.evaluation.protocols import Run, protocol
 
 _MEANS = ("giou", "accuracy", "pooled/accuracy")
@@ -51,10 +52,12 @@ def picture_iou(row: Row) -> float:
 
 def _answer_score(row: Row) -> float | None:
     """MME and MMBench judge pairs and rotations; here each answer by itself."""
+    if "submitted" in row:  # only the test server knows
+        return None
     if row["failed"]:
         return 0.0
     if "options" in row:
         return float(read_letter(row["prediction"], row["options"]) == row["answer"])
     if "label" in row:
-        return float(row["prediction"].strip().lower().startswith(row["label"]))
+        return float(mme_answer(row["prediction"]) == row["label"])
     return None

@@ -67,7 +67,7 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """The rows of one run."""
+    """The rows of one run, of its whole pictures."""
 
     run: Run
     rows: list[Row]
@@ -93,10 +93,22 @@ def read_results(out: Path) -> list[Measured]:
         if run is None or not rows:
             continue
         rows.sort(key=lambda row: row["id"])
-        found.append(Measured(run=run, rows=rows, partial=missing_part(run, rows), lines=lines_of(run, rows)))
+        partial, rows = missing_part(run, rows), whole_pictures(rows)
+        if not rows:
+            continue
+        found.append(Measured(run=run, rows=rows, partial=partial, lines=lines_of(run, rows)))
     if not found:
         raise DatasetError(f"No rows under {out}; expected what `self1e eval --out {out}` writes.")
     return found
+
+
+def whole_pictures(rows: Sequence[Row]) -> list[Row]:
+    """Leave out pictures of which a killed run wrote some rows only: half a picture of MME has no score."""
+    lacking: dict[Any, int] = {}
+    for row in rows:
+        if "unit" in row:
+            lacking[row["unit"]] = lacking.get(row["unit"], int(row["unit_rows"])) - 1
+    return [row for row in rows if lacking.get(row.get("unit"), 0) <= 0]
 
 
 def missing_part(run: Run, rows: Sequence[Row]) -> str:
@@ -109,12 +121,23 @@ def missing_part(run: Run, rows: Sequence[Row]) -> str:
         reasons.append("a picture lacks rows")
     if len(units) < there:
         reasons.append(f"{len(units)} of {there} pictures measured")
+    reasons += missing_kinds(run, whole_pictures(rows))
     if benchmark is not None:
         if benchmark.expected is not None and len(rows) != benchmark.expected:
             reasons.append(f"{len(rows)} of {benchmark.expected} samples")
         if benchmark.expected_units is not None and there != benchmark.expected_units:
             reasons.append(f"the data hold {there} of {benchmark.expected_units} pictures")
     return ", ".join(reasons)
+
+
+def missing_kinds(run: Run, rows: Sequence[Row]) -> list[str]:
+    """Say what a set of several parts lacks: files of POPE, tasks of MME, rotations of MMBench."""
+    if not rows or run.protocol.split(".")[0] not in ("pope", "mme", "mmb"):
+        return []
+    found = protocol(run.protocol).metric().add_rows(rows).result()
+    absent, turned = found.get("missing", []), found.get("incomplete", 0)
+    told = [f"without {', '.join(absent)}"] if absent else []
+    return told + ([f"{turned} questions lack rotations"] if turned else [])
 
 
 def protocols_of(run: Run) -> tuple[str, ...]:
@@ -251,12 +274,11 @@ def filled_tables(results: Sequence[Measured]) -> list[FilledTable]:
             for answer in SHORT:
                 runs = [one for one in wanted if one.run.model == model and one.run.answer == answer]
                 for families in dict.fromkeys(name for one in runs for name in _families(one.run)):
-                    chosen = {
-                        one.run.dataset: (one, name)
-                        for one in runs
-                        for name in protocols_of(one.run)
-                        if _family(name) == families
-                    }
+                    chosen: dict[str, tuple[Measured, str]] = {}
+                    for one in runs:
+                        for name in protocols_of(one.run):
+                            if _family(name) == families:
+                                chosen.setdefault(one.run.dataset, (one, name))  # its headline protocol comes first
                     cells = [cell_of(column, chosen) for column in table.columns]
                     if any(cell is not None for cell in cells):
                         ours[f"{model}, {SHORT[answer]}, {families}"] = cells
@@ -288,7 +310,9 @@ def write_tables(out: Path) -> list[Measured]:
     tables = filled_tables(results)
     text = as_markdown(results, tables)
     content = json.dumps(as_json(results, tables), indent=1, ensure_ascii=False) + "\n"
-    atomic_write_all([(out / "tables.md", text.encode()), (out / "tables.json", content.encode())])
+    # Errors name files, and names may be no UTF-8; escaped they are text, and valid JSON.
+    written = [(out / "tables.md", text), (out / "tables.json", content)]
+    atomic_write_all([(path, words.encode("utf-8", "backslashreplace")) for path, words in written])
     return results
 
 
@@ -305,7 +329,10 @@ def as_markdown(results: Sequence[Measured], tables: Sequence[FilledTable]) -> s
     failed = [(one.run, row) for one in results for row in one.rows if row["failed"]]
     if failed:
         lines += ["## Failed samples", "", "Each counts as wrong.", ""]
-        lines += [f"- {run.dataset}, {SHORT[run.answer]}, `{row['id']}`: {row.get('error', '')}" for run, row in failed]
+        lines += [
+            f"- {run.dataset}, {SHORT[run.answer]}, `{row['id']}`: {' '.join(str(row.get('error', '')).split())}"
+            for run, row in failed
+        ]
         lines += [""]
     return "\n".join(lines)
 
@@ -319,15 +346,21 @@ def _paper_lines(filled: FilledTable) -> list[str]:
 def paper_rows(filled: FilledTable) -> list[list[str]]:
     """A table of the paper as text: a header, published rows, ours, each with the numbers of samples."""
     table = filled.table
-    rows = [["", *(column.label for column in table.columns)]]
-    decimals = 2 if any(column.figure.startswith(_POINTS) for column in table.columns) else 1  # as printed there
-    for method, values in table.published.items():
-        padded = [*values, *[None] * (len(table.columns) - len(values))]
-        rows.append([f"{method} (published)", *("-" if value is None else f"{value:.{decimals}f}" for value in padded)])
+    rows = [["", *(column.label for column in table.columns)], *published_rows(table)]
     for name, cells in filled.ours.items():
         shown = zip(cells, table.columns, strict=True)
         rows.append([f"**{name}**", *(_cell_text(cell, column.figure) for cell, column in shown)])
         rows.append(["samples", *("-" if cell is None else str(cell.samples) for cell in cells)])
+    return rows
+
+
+def published_rows(table: PaperTable) -> list[list[str]]:
+    """Published values as they are printed there, a row per method."""
+    decimals = 2 if any(column.figure.startswith(_POINTS) for column in table.columns) else 1
+    rows = []
+    for method, values in table.published.items():
+        padded = [*values, *[None] * (len(table.columns) - len(values))]
+        rows.append([f"{method} (published)", *("-" if value is None else f"{value:.{decimals}f}" for value in padded)])
     return rows
 
 
@@ -374,8 +407,13 @@ def _run_lines(one: Measured) -> list[str]:
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
-    header, *body = [f"| {' | '.join(row)} |" for row in rows]
+    header, *body = [f"| {' | '.join(map(markdown_cell, row))} |" for row in rows]
     return [header, "|" + "---|" * len(rows[0]), *body]
+
+
+def markdown_cell(text: str) -> str:
+    """Write text so that it stays one cell of a table: names of categories and models may hold anything."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def as_json(results: Sequence[Measured], tables: Sequence[FilledTable]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from self1e.figures.colours import heat
 from self1e.figures.looking import RULES, look
-from self1e.figures.sheet import FAINT, ZOOM, Sheet
+from self1e.figures.sheet import FAINT, Sheet, pixels_of
 from self1e.figures.stages import full_size, overlay_of
 
 _NAMES = {
@@ -72,7 +72,7 @@ def draw_attention(
         for k, rule in enumerate(rules, 1):
             seen = look(segmenter, image, query, rule=rule, max_tiles=max_tiles)
             weights = seen.picture_attention(layer)
-            size = (round(width * ZOOM), round(height * ZOOM))
+            size = pixels_of(width, height)
             sheet.panel(_x(k) + left, y, width, height, heat(image.resize(size), weights))
             mask = full_size(seen.stages[-1].logits, image)
             sheet.panel(_x(k) + left, y + height + 6, width, height, overlay_of(image, mask, query, size, _FILL))

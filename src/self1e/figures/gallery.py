@@ -15,10 +15,11 @@ from PIL import Image
 from self1e.data.files import read_json_lines
 from self1e.drawing import distinct_colors
 from self1e.errors import DatasetError, SettingError
-from self1e.figures.sheet import FAINT, INK, ZOOM, Sheet
+from self1e.figures.sheet import FAINT, INK, ZOOM, Sheet, pixels_of
 from self1e.structures import Segmentation
 
 _SIDE, _GAP, _MARGIN, _TOP, _CAPTION = 200, 14, 22, 64, 56
+_LEAST_SIDE = 60.0  # a caption must fit below a picture that is one line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,15 +124,17 @@ def draw_gallery(
     shown = [_segment(segmenter, entry, max_tiles) for entry in entries]
     panels = 2 if any(entry.truth for entry in entries) else 1
     # Portraits side by side need less room than landscapes.
-    side = max(_SIDE * min(1.0, result.size_wh[0] / result.size_wh[1]) for result in shown)
+    side = max(_LEAST_SIDE, *(_SIDE * min(1.0, result.size_wh[0] / result.size_wh[1]) for result in shown))
     cell = panels * side + (panels - 1) * 4
     heights = [_SIDE * min(1.0, result.size_wh[1] / result.size_wh[0]) for result in shown]
     rows = [range(start, min(start + columns, len(shown))) for start in range(0, len(shown), columns)]
     tops = [float(_TOP)]
     for row in rows:
         tops.append(tops[-1] + max(heights[k] for k in row) + _CAPTION)
-    sheet = Sheet(2 * _MARGIN + columns * cell + (columns - 1) * _GAP, tops[-1] + 4)
-    sheet.text(_MARGIN, 26, title or "Predictions", 17, bold=True)
+    title = title or "Predictions"
+    width = max(columns * cell + (columns - 1) * _GAP, Sheet.measure(title, 17))
+    sheet = Sheet(2 * _MARGIN + width, tops[-1] + 4)
+    sheet.text(_MARGIN, 26, title, 17, bold=True)
     if panels > 1:
         sheet.text(_MARGIN, 46, "left the prediction, right the truth", 11, FAINT)
     for row, top in zip(rows, tops, strict=False):
@@ -159,7 +162,7 @@ def _draw_cell(
     image = result.image
     assert image is not None  # segment() and from_masks() above give it
     scale = min(side / image.width, height / image.height)
-    size = (round(image.width * scale * ZOOM), round(image.height * scale * ZOOM))
+    size = pixels_of(image.width * scale, image.height * scale)
     colours = distinct_colors(len(result))
     left = (side - image.width * scale) / 2
     drawn = _overlay(result, [result.mask(k) for k in range(len(result))], size, colours)

@@ -16,6 +16,11 @@ ZOOM = 2
 PAPER, INK, FAINT, LINE = (255, 255, 255), (28, 32, 38), (104, 112, 122), (206, 211, 217)
 
 
+def pixels_of(width: float, height: float) -> tuple[int, int]:
+    """Size of a panel in pixels; of a picture that is one line, one pixel is left."""
+    return max(1, round(width * ZOOM)), max(1, round(height * ZOOM))
+
+
 class Sheet:
     """A white card with rounded corners: reads well on white and on dark pages."""
 
@@ -75,7 +80,7 @@ class Sheet:
         pixels = round(side * ZOOM)
         how = Image.Resampling.NEAREST if isinstance(what, np.ndarray) else Image.Resampling.LANCZOS
         scale = pixels / max(image.size)
-        image = image.resize((round(image.width * scale), round(image.height * scale)), how)
+        image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), how)
         left, top = round(x * ZOOM), round(y * ZOOM)
         self.image.paste(image, (left + (pixels - image.width) // 2, top + (pixels - image.height) // 2))
         self.pen.rectangle((left, top, left + pixels - 1, top + pixels - 1), outline=LINE, width=ZOOM // 2)
@@ -85,7 +90,7 @@ class Sheet:
         how = Image.Resampling.NEAREST if isinstance(what, np.ndarray) else Image.Resampling.LANCZOS
         image = Image.fromarray(what) if isinstance(what, np.ndarray) else what
         left, top = round(x * ZOOM), round(y * ZOOM)
-        image = image.resize((round(width * ZOOM), round(height * ZOOM)), how)
+        image = image.resize(pixels_of(width, height), how)
         self.image.paste(image, (left, top))
         self.pen.rectangle((left, top, left + image.width - 1, top + image.height - 1), outline=LINE, width=ZOOM // 2)
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from self1e.figures.colours import diverging
 from self1e.figures.looking import Seen, look
-from self1e.figures.sheet import FAINT, ZOOM, Sheet
+from self1e.figures.sheet import FAINT, Sheet, pixels_of
 from self1e.structures import Segmentation
 
 _SIDE, _GAP, _MARGIN, _TOP = 200, 18, 22, 122
@@ -73,12 +73,12 @@ def _draw_row(sheet: Sheet, y: float, one: Seen, shape: tuple[float, float], tru
     sheet.panel(_x(0) + left, y, width, height, one.image)
     sheet.lines(_x(0) + 4, y + height + 8, f'"{one.query}"', _SIDE - 8, 13, (28, 32, 38))
     if truth is not None:
-        shown = overlay_of(one.image, truth, one.query, (round(width * ZOOM), round(height * ZOOM)), (0, 150, 90))
+        shown = overlay_of(one.image, truth, one.query, pixels_of(width, height), (0, 150, 90))
         sheet.panel(_x(0) + left, y + height + 44, width, height - 38, shown)
     limit = float(np.percentile(one.stages[-1].logits.abs().numpy(), 98))
     for k, stage in enumerate(one.stages, 1):
         mask = full_size(stage.logits, one.image)
-        sized = overlay_of(one.image, mask, one.query, (round(width * ZOOM), round(height * ZOOM)), _FILL)
+        sized = overlay_of(one.image, mask, one.query, pixels_of(width, height), _FILL)
         sheet.panel(_x(k) + left, y, width, height, sized)
         sheet.panel(_x(k) + left, y + height + 6, width, height, diverging(stage.logits, limit))
         rows, columns = stage.logits.shape

@@ -56,7 +56,13 @@ def read_asked(file: str | Path) -> list[Asked]:
     if file.suffix.lower() == ".csv":
         if not file.is_file():
             raise DatasetError(f"No file {file}; expected CSV with the columns picture and question.")
-        rows = list(csv.DictReader(io.StringIO(file.read_text("utf-8-sig"))))
+        try:
+            text = file.read_text("utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DatasetError(
+                f"{file} cannot be read as text ({error}); expected CSV with the columns picture and question."
+            ) from error
+        rows = list(csv.DictReader(io.StringIO(text)))
     else:
         rows = [row for _, row in read_json_lines(file, "picture, question")]
     found = []

@@ -36,6 +36,7 @@ from self1e.inference.exports.combined import check_label_names, write_combined
 from self1e.inference.manifest import Draft, Manifest, Record
 from self1e.inference.parts import PartOptions
 from self1e.inference.tables import Table, read_table
+from self1e.inference.weights import sampled_weights
 from self1e.processing.limits import PictureLimits
 from self1e.processing.pictures import OpenedPicture, list_pictures, open_picture
 from self1e.processing.prompts import segmentation_question
@@ -217,13 +218,9 @@ def fingerprint(model: Any) -> str:
 
     64 values of each tensor and the configuration decide: reading all would take longer than loading.
     """
-    import torch
-
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.model.state_dict().items()):
-        flat = tensor.detach().reshape(-1)
-        sample = flat[:: max(flat.numel() // 64, 1)].to("cpu", torch.float32)
-        digest.update(f"{name} {tuple(tensor.shape)}".encode() + sample.numpy().tobytes())
+    for name, shape, numbers in sampled_weights(model, 64):
+        digest.update(f"{name} {shape}".encode() + numbers)
     processor = model.processor
     facts = [
         _lasting(model.model.config.to_dict()), processor.image_processor.tile_size, str(processor.template),

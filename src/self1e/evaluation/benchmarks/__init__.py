@@ -4,7 +4,8 @@
 file              what
 ================  ====================================================================================================
 ``interface``     what a benchmark is
-``masks``         pictures with expressions: RefCOCO/+/g, gRefCOCO, ReasonSeg, drawn scenes, clothing, your own data
+``masks``         pictures with expressions: RefCOCO/+/g, gRefCOCO, ReasonSeg, drawn scenes, clothing
+``own``           your own data, in any of its formats
 ``classes``       pictures with class maps: ADE20K, Pascal Context and VOC, CamVid
 ``vqa``           pictures with questions: VQAv2, OK-VQA, TextVQA, VizWiz, GQA, POPE, MME, MMBench, drawn scenes
 ``registry``      all of them by name

@@ -89,6 +89,11 @@ class ClassMaps(Sequence[LabelledPicture]):
             with Image.open(path) as opened:
                 size_wh = opened.size
         stored = read_label_map(path, self.source(index), size_wh)
+        if stored.dtype.kind not in "ui" or (stored.size and not 0 <= int(stored.min()) <= int(stored.max()) < 2**16):
+            raise DatasetError(
+                f"{self.source(index)}: {path} holds {stored.dtype} from {stored.min()} to {stored.max()}, expected "
+                "whole numbers of at most 16 bits: it is no class map of this set."
+            )
         stored = stored.astype(np.uint16) if stored.dtype.kind == "i" or self.label_set.ignore > 255 else stored
         if not self.is_mapped:
             return self.label_set.from_stored(stored)
@@ -120,7 +125,7 @@ def failed_classes(opened: Opened, index: int, labels: LabelSet) -> list[Row]:
     units: Any = opened.units
     try:
         truth = units.labels(index)
-    except (DatasetError, OSError):  # not even that: nothing is known that could be missed
+    except Exception:  # not even that: nothing is known that could be missed
         truth = np.full((1, 1), labels.ignore, dtype=labels.dtype)
     return [SemanticIoU(labels.classes, ignore=labels.ignore).update(units.source(index), None, truth)]
 

@@ -1,6 +1,6 @@
 """Benchmarks of expressions: each target of a picture is one sample, asked alone, all on one encoding.
 
-RefCOCO, RefCOCO+, RefCOCOg, gRefCOCO, ReasonSeg, drawn scenes, photographs of clothing, and data of your own. A row is
+RefCOCO, RefCOCO+, RefCOCOg, gRefCOCO, ReasonSeg, drawn scenes, photographs of clothing. A row is
 `self1e.evaluation.metrics.masks`' with two more keys: ``picture`` and ``subsets``, the sub-splits that it belongs to.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from self1e.data.published import find_layout, open_benchmark
 from self1e.data.sample import Sample, Target
-from self1e.errors import DatasetError, SettingError
+from self1e.errors import Self1EError, SettingError
 from self1e.evaluation.benchmarks.interface import Answer, Benchmark, Opened, Options, hash_files, hash_names
 from self1e.evaluation.metrics.masks import mask_row, split_truth
 from self1e.evaluation.metrics.rows import Row
@@ -25,16 +25,29 @@ PROMPT = "validation"
 """Id of the published question for mask inference, by kind of the query (METHOD section 3.6)."""
 
 Subsets = Callable[[Target], tuple[str, ...]]
+IsAbsent = Callable[[Target], bool]
 
-_GRES = ("gres.mask_empty", "gres.mask_empty_50")
+GRES = ("gres.mask_empty", "gres.mask_empty_50")
 _PICTURES = {"grefcoco/val": 1500, "grefcoco/testA": 750, "grefcoco/testB": 750}
 _SCENES = 500
 
 
-def measure_targets(model: Any, sample: Sample, options: Options, subsets: Subsets = lambda target: ()) -> list[Row]:
+def has_no_pixel(target: Target) -> bool:
+    """Whether a query means nothing in its picture, where the truth alone says so."""
+    return not bool(target.mask.any())
+
+
+def measure_targets(
+    model: Any,
+    sample: Sample,
+    options: Options,
+    subsets: Subsets = lambda target: (),
+    is_absent: IsAbsent = has_no_pixel,
+) -> list[Row]:
     """Segment every target of a picture, encoded once; one row each.
 
-    If the queries cannot be run together, they are run one by one, so that only those fail that must.
+    If the queries cannot be run together, they are run one by one, so that only those fail that must; and so does a
+    result that cannot be counted (a score that is no number, a mask of another size).
     """
     targets = sample.targets
     encoded = model.encode(sample.image, exact=options.exact)
@@ -42,10 +55,14 @@ def measure_targets(model: Any, sample: Sample, options: Options, subsets: Subse
         results = list(_ask(model, encoded, targets, options))
     except Exception:
         results = [_ask_alone(model, encoded, target, options) for target in targets]
-    return [
-        target_row(sample.source, k, target, result, subsets(target), options, model.no_target_threshold)
-        for k, (target, result) in enumerate(zip(targets, results, strict=True))
-    ]
+    rows = []
+    for k, (target, result) in enumerate(zip(targets, results, strict=True)):
+        told = (subsets(target), options, model.no_target_threshold, is_absent(target))
+        try:
+            rows.append(target_row(sample.source, k, target, result, *told))
+        except Self1EError as error:
+            rows.append(target_row(sample.source, k, target, error, *told))
+    return rows
 
 
 def _ask(model: Any, encoded: Any, targets: Sequence[Target], options: Options) -> Any:
@@ -73,6 +90,7 @@ def target_row(
     subsets: tuple[str, ...] = (),
     options: Options | None = None,
     no_target_threshold: float | None = None,
+    gt_nt: bool | None = None,
 ) -> Row:
     """Make the row of one target.
 
@@ -84,6 +102,7 @@ def target_row(
         subsets: Sub-splits that the row belongs to.
         options: How it was asked; a generated answer without [SEG] says "not there".
         no_target_threshold: Of a calibrated model: a lower score says so too.
+        gt_nt: The annotation says that the thing is not there; left out, an empty truth says so.
     """
     truth, ignored = split_truth(target.mask)
     if target.ignore is not None:
@@ -105,7 +124,7 @@ def target_row(
         ignored=ignored if ignored.any() else None,
         score=score,
         pred_nt=rejected,
-        gt_nt=target.tag in ("none", "absent") or not bool(target.mask.any()),
+        gt_nt=has_no_pixel(target) if gt_nt is None else gt_nt,
         text=said,
         group=source,
     )
@@ -115,45 +134,54 @@ def target_row(
     return row | {"error": f"{type(result).__name__}: {result}"} if isinstance(result, Exception) else row
 
 
-def failed_targets(opened: Opened, index: int, subsets: Subsets = lambda target: ()) -> list[Row]:
+def failed_targets(
+    opened: Opened, index: int, subsets: Subsets = lambda target: (), is_absent: IsAbsent = has_no_pixel
+) -> list[Row]:
     """Rows of a picture that cannot be read: its queries and truths come from the annotations alone."""
     units = opened.units
     find: Any = getattr(units, "targets", None)
-    if find is None:
+    try:
+        source, targets = find(index) if find is not None else ("", None)
+    except Self1EError:  # the annotations are at fault
+        targets = None
+    if targets is None:
         # How many queries it has is not known without it: one row stands for it, with an empty truth.
         empty = Target(text="", mask=np.zeros((1, 1), dtype=bool))
         return [target_row(f"{_name_of(units, index)}", 0, empty, None)]
-    source, targets = find(index)
-    return [target_row(source, k, target, None, subsets(target)) for k, target in enumerate(targets)]
+    return [
+        target_row(source, k, target, None, subsets(target), gt_nt=is_absent(target))
+        for k, target in enumerate(targets)
+    ]
 
 
 def _name_of(units: Any, index: int) -> str:
-    if hasattr(units, "records"):
-        record = units.records[index]
-        return "/".join(part for part in (record.file.name, record.where.replace(" ", "-")) if part)
-    names = getattr(units, "names", None)
+    if hasattr(units, "sources"):
+        return units.sources[index]
+    names = getattr(units, "names", None) or getattr(units, "image_ids", None)
     return f"{type(units).__name__.lower()}/{getattr(units, 'split', '')}/{names[index] if names else index}"
 
 
-def _benchmark(
+def expressions_benchmark(
     name: str,
     protocols: tuple[str, ...],
     opener: Callable[[Path | None], Opened],
     *,
     subsets: Subsets = lambda target: (),
+    is_absent: IsAbsent = has_no_pixel,
     explicit: tuple[str, ...] = (),
     expected: int | None = None,
     expected_units: int | None = None,
     answers: tuple[Answer, ...] = ("teacher-forced", "generated"),
 ) -> Benchmark:
+    """Make a benchmark of expressions; what is not said here is the same for all."""
     return Benchmark(
         name=name,
         protocols=protocols,
         explicit_protocols=explicit,
         prompt=PROMPT,
         open=opener,
-        measure=lambda model, unit, options: measure_targets(model, unit, options, subsets),
-        failed=lambda opened, index: failed_targets(opened, index, subsets),
+        measure=lambda model, unit, options: measure_targets(model, unit, options, subsets, is_absent),
+        failed=lambda opened, index: failed_targets(opened, index, subsets, is_absent),
         expected=expected,
         expected_units=expected_units,
         answers=answers,
@@ -182,23 +210,25 @@ def published(name: str) -> Benchmark:
 
     if which == "grefcoco":
         tags = {"none": ("no target",), "one": ("one target",), "several": ("several targets",)}
-        return _benchmark(
+        return expressions_benchmark(
             name,
-            _GRES,
+            GRES,
             opener,
             explicit=("gres.official",),
             expected_units=_PICTURES[name],
             subsets=lambda target: tags[target.tag],
+            # A phrase that means crowds alone has an empty mask, and still means something (METRICS 2.1).
+            is_absent=lambda target: target.tag == "none",
         )
     if which == "reasonseg":
-        return _benchmark(
+        return expressions_benchmark(
             name,
             ("reason.first",),
             opener,
             expected=EXPECTED_SAMPLES[name],
             subsets=lambda target: ("long" if target.kind == "sentence" else "short",),
         )
-    return _benchmark(name, ("res.sentence",), opener, expected=EXPECTED_SAMPLES[name])
+    return expressions_benchmark(name, ("res.sentence",), opener, expected=EXPECTED_SAMPLES[name])
 
 
 def need_folder(data: Path | None, name: str) -> Path:
@@ -217,7 +247,7 @@ def summarise(missing: Sequence[str]) -> tuple[str, ...]:
     return (f"{what} missing: {', '.join(missing[:3])}{more}.",)
 
 
-# ---------------------------------------------------------------------- drawn, clothing, your own
+# ---------------------------------------------------------------------- drawn, clothing
 
 
 def scenes(split: str, *, held_out: bool = False) -> Benchmark:
@@ -235,9 +265,9 @@ def scenes(split: str, *, held_out: bool = False) -> Benchmark:
     def subsets(target: Target) -> tuple[str, ...]:
         return (target.tag, *(["single target"] if target.tag in SINGLE_TARGET_TAGS else []))
 
-    return _benchmark(
+    return expressions_benchmark(
         name,
-        ("res.sentence", *_GRES[:1]),
+        ("res.sentence", *GRES[:1]),
         opener,
         explicit=("gres.official",),
         subsets=subsets,
@@ -263,7 +293,7 @@ def clothing(split: str) -> Benchmark:
     def subsets(target: Target) -> tuple[str, ...]:
         return ("named parts",) if target.tag == "part" else (target.text,)
 
-    return _benchmark(
+    return expressions_benchmark(
         f"ccp/{split}",
         ("res.sentence",),
         opener,
@@ -273,34 +303,3 @@ def clothing(split: str) -> Benchmark:
 
 
 _CCP_FILES = (("images", "jpg"), ("masks", "png"))
-
-
-def own(path: str) -> Benchmark:
-    """Your own data: ``PATH`` or ``PATH#SPLIT``."""
-    place, _, split = path.partition("#")
-    if not place:
-        raise SettingError("own: names no data; write own:PATH, or own:PATH#SPLIT where there are several splits.")
-
-    def opener(data: Path | None) -> Opened:
-        from self1e.data.own import open_data
-
-        samples = open_data(place, split=split or None)
-        missing = [str(record.picture) for record in samples.records if not record.picture.is_file()]
-        try:
-            hashed = hash_files([samples.file])
-        except OSError:
-            hashed = hash_names([str(record.picture.name) for record in samples.records])
-        if not len(samples):
-            raise DatasetError(f"{place} holds no picture.")
-        return Opened(units=samples, annotations=hashed, problems=summarise(missing))
-
-    def subsets(target: Target) -> tuple[str, ...]:
-        return (target.tag,) if target.tag else ()
-
-    return _benchmark(
-        f"own:{path}",
-        ("res.sentence", *_GRES[:1]),
-        opener,
-        explicit=("gres.official",),
-        subsets=subsets,
-    )

@@ -11,6 +11,7 @@ from self1e.evaluation.benchmarks import masks
 from self1e.evaluation.benchmarks.classes import CLASS_BENCHMARKS
 from self1e.evaluation.benchmarks.drawn_classes import scene_classes
 from self1e.evaluation.benchmarks.interface import Benchmark
+from self1e.evaluation.benchmarks.own import own
 from self1e.evaluation.benchmarks.vqa import VQA_BENCHMARKS
 
 _MAKERS: dict[str, Callable[[], Benchmark]] = {
@@ -35,7 +36,7 @@ def find_benchmark(name: str) -> Benchmark:
         SettingError: There is none of that name.
     """
     if name.startswith("own:"):
-        return masks.own(name.removeprefix("own:"))
+        return own(name.removeprefix("own:"))
     if name not in _MAKERS:
         raise SettingError(
             f"Unknown benchmark {name!r}.{did_you_mean(name, _MAKERS)} Known: {', '.join(_MAKERS)}, own:PATH."

@@ -14,8 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from self1e.errors import DatasetError
+from self1e.errors import DatasetError, Self1EError
 from self1e.evaluation.benchmarks.interface import Benchmark, Opened, Options, hash_names
+from self1e.evaluation.benchmarks.masks import summarise
 from self1e.evaluation.metrics.rows import Row
 from self1e.evaluation.metrics.yes_no import COGNITION, PERCEPTION, POPE_FILES
 from self1e.evaluation.protocols import PROTOCOLS
@@ -68,21 +69,53 @@ def _open(questions: Questions, root: Path | None) -> Opened:
         units.setdefault(question.picture_id, []).append(question)
     told = [json.dumps([one.id, one.prompt, one.picture_id, one.truth], ensure_ascii=False) for one in asked]
     missing = sorted({str(one.picture) for one in asked if isinstance(one.picture, Path) and not one.picture.is_file()})
-    problems = tuple(f"no picture {path}" for path in missing)
+    problems = (*summarise(missing), *_wrong_truths(questions, asked))
     return Opened(units=[tuple(unit) for unit in units.values()], annotations=hash_names(told), problems=problems)
 
 
+def _wrong_truths(questions: Questions, asked: Sequence[Asked]) -> tuple[str, ...]:
+    """Find what cannot be judged before a model spends hours on it."""
+    told: list[str] = []
+    seen: set[str] = set()
+    for one in asked:
+        try:
+            _rows(questions, (one,), [None])
+        except Self1EError as error:
+            told.append(str(error))
+        if one.id in seen:
+            told.append(f"Question {one.id} stands there twice; download the file anew.")
+        seen.add(one.id)
+    return tuple(told[:1]) if len(told) < 2 else (f"{told[0]} So it is with {len(told)} of {len(asked)} questions.",)
+
+
 def _measure(questions: Questions, model: Any, unit: Unit, options: Options) -> list[Row]:
-    """Ask everything about one picture, in batches that share its encoding."""
+    """Ask everything about one picture, in batches that share its encoding; one by one if that cannot be done."""
+    image = unit[0].image()
+    errors: dict[str, str] = {}
+    try:
+        answers: list[str | None] = [*_ask(questions, model, image, unit)]
+    except Exception:
+        answers = []
+        for one in unit:
+            try:
+                answers += _ask(questions, model, image, (one,))
+            except Exception as error:
+                answers.append(None)
+                errors[one.id] = f"{type(error).__name__}: {error}"
+    rows = _rows(questions, unit, answers)
+    return [row | {"error": errors[row["id"]]} if row["id"] in errors else row for row in rows]
+
+
+def _ask(questions: Questions, model: Any, image: Any, unit: Unit) -> list[str]:
     from self1e.inference.answering import answer_questions
 
     [answers] = answer_questions(
         model,
-        [(unit[0].image(), [one.prompt for one in unit])],
+        [(image, [one.prompt for one in unit])],
         max_new_tokens=questions.max_new_tokens,
         max_tiles=questions.max_tiles,
     )
-    return _rows(questions, unit, answers)
+    return answers
 
 
 def _failed(questions: Questions, opened: Opened, index: int) -> list[Row]:

@@ -3,16 +3,18 @@ const cases = [...document.querySelectorAll(".case")];
 const filters = [...document.querySelectorAll(".filters select")];
 const words = document.querySelector("#words");
 const count = document.querySelector("#count");
+const none = document.querySelector("#none");
 
 function apply() {
   const wanted = words.value.toLowerCase().split(/\s+/).filter(Boolean);
   let shown = 0;
   for (const one of cases) {
-    const fits = filters.every((f) => !f.value || one.dataset[f.name].split("|").includes(f.value))
+    const fits = filters.every((f) => !f.value || JSON.parse(one.dataset[f.name]).includes(f.value))
       && wanted.every((word) => one.dataset.words.includes(word));
     one.hidden = !fits;
     shown += fits;
   }
+  none.hidden = shown > 0;
   count.textContent = `${shown} of ${cases.length} samples shown here`;
 }
 
@@ -41,6 +43,7 @@ function step(by) {
 for (const one of cases) for (const button of one.querySelectorAll("button")) button.addEventListener("click", () => enlarge(one));
 dialog.querySelector("#before").addEventListener("click", () => step(-1));
 dialog.querySelector("#after").addEventListener("click", () => step(1));
+dialog.addEventListener("close", () => current.querySelector("button")?.focus());  // also after going on
 dialog.addEventListener("keydown", (event) => {
   if (event.key === "ArrowLeft") step(-1);
   if (event.key === "ArrowRight") step(1);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -31,11 +32,14 @@ class Section:
     notes: list[str] = field(default_factory=list)
     """What a reader must know: data that were not found, cards left out."""
     tags: list[str] = field(default_factory=list)
+    names_model: bool = False
+    """Whether the name must say the model, because others measured the same."""
 
     @property
     def name(self) -> str:
         """Benchmark and way of asking."""
-        return f"{self.measured.run.dataset}, {SHORT[self.measured.run.answer]}"
+        run = self.measured.run
+        return f"{run.dataset}, {SHORT[run.answer]}" + (f", {run.model}" if self.names_model else "")
 
 
 class Photographs:
@@ -69,11 +73,11 @@ def card(case: Case, found: Found | None, section: Section, photographs: Photogr
     words = found.words if found is not None and found.words else str(row.get("query", ""))
     said = [f"{case.score:.2f}" if case.score is not None else "", *case.picks]
     data = {
-        "run": section.name,
-        "pick": "|".join(case.picks),
-        "size": case.size,
-        "length": length_of(words),
-        "tag": "|".join(case.tags),
+        "run": _values([section.name]),
+        "pick": _values(case.picks),
+        "size": _values([case.size]),
+        "length": _values([length_of(words)]),
+        "tag": _values(case.tags),
         "words": " ".join([words, str(row.get("prediction", "")), row["id"]]).lower(),
     }
     attributes = " ".join(f'data-{name}="{escape(value)}"' for name, value in data.items())
@@ -90,6 +94,11 @@ def card(case: Case, found: Found | None, section: Section, photographs: Photogr
         f"<b>{escape(' · '.join(filter(None, said)))}</b></h3>"
         f"<p>{escape(' · '.join(filter(None, dict.fromkeys(facts))))}</p>{inside}</article>"
     )
+
+
+def _values(values: Sequence[str]) -> str:
+    """Values of a filter as the script reads them: names of categories may hold any separator."""
+    return json.dumps([value for value in values if value], ensure_ascii=False)
 
 
 def _panels(found: Found) -> str:
@@ -112,13 +121,23 @@ def _answer(row: dict[str, Any], found: Found, case: Case) -> str:
     truth = ", ".join(dict.fromkeys(map(str, answers)))
     options = row.get("options") or {}
     listed = "".join(f"<dt>{escape(letter)}</dt><dd>{escape(text)}</dd>" for letter, text in options.items())
-    verdict = "right" if (case.score or 0) >= 0.5 else "wrong"
+    kind, verdict = _verdict(case.score)
+    said = escape(str(row.get("prediction"))) + (f" ({verdict})" if verdict else "")
     return (
         '<div class="answer"><button type="button" class="plain" aria-label="picture, enlarge">'
         f'<span class="pic"></span></button><dl><dt>asked</dt><dd>{escape(found.words)}</dd>{listed}'
         f"<dt>truth</dt><dd>{escape(truth) or '-'}</dd>"
-        f'<dt>prediction</dt><dd class="{verdict}">{escape(str(row.get("prediction")))} ({verdict})</dd></dl></div>'
+        f'<dt>prediction</dt><dd class="{kind}">{said}</dd></dl></div>'
     )
+
+
+def _verdict(score: float | None) -> tuple[str, str]:
+    """CSS class and words for an answer's accuracy; nothing where only a test server knows."""
+    if score is None:
+        return "", ""
+    if 0 < score < 1:
+        return ("right" if score >= 0.5 else "wrong"), f"as {score:.2f} of the people said"
+    return ("right", "right") if score else ("wrong", "wrong")
 
 
 def _legend(entries: Sequence[tuple[str, tuple[int, int, int]]]) -> str:
@@ -243,6 +262,7 @@ def _samples(sections: Sequence[Section]) -> str:
         '<label>Search in the words<input id="words" type="search" autocomplete="off"></label>'
         '<label>&nbsp;<input id="reset" type="button" value="Show all"></label>'
         '<output id="count" aria-live="polite"></output></form>'
+        '<p id="none" hidden>No sample shown here fits all of these.</p>'
         + "\n".join(one for section in sections for one in section.cards)
     )
 

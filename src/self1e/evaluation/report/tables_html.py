@@ -8,7 +8,7 @@ from html import escape
 from self1e.evaluation.protocols import printed
 from self1e.evaluation.report.cases import Part
 from self1e.evaluation.runner import SHORT
-from self1e.evaluation.tables import Cell, FilledTable, Measured, Number
+from self1e.evaluation.tables import Cell, FilledTable, Measured, Number, published_rows
 
 
 def table(head: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]], caption: str) -> str:
@@ -33,10 +33,7 @@ def table(head: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]], captio
 def paper_table(filled: FilledTable) -> str:
     """Our numbers beside the published ones."""
     wanted = filled.table
-    rows: list[tuple[str, list[str]]] = []
-    for method, values in wanted.published.items():
-        padded = [*values, *[None] * (len(wanted.columns) - len(values))]
-        rows.append(("", [f"{escape(method)} (published)", *("-" if v is None else f"{v:g}" for v in padded)]))
+    rows = [("", [escape(cell) for cell in row]) for row in published_rows(wanted)]
     for name, cells in filled.ours.items():
         shown = zip(cells, wanted.columns, strict=True)
         rows.append(("ours", [escape(name), *(_cell(cell, column.figure) for cell, column in shown)]))

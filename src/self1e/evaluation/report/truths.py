@@ -62,7 +62,7 @@ class Truths:
             return None
         try:
             unit = self._unit(row["unit"])
-        except (Self1EError, OSError):
+        except (Self1EError, OSError, IndexError):  # the last: fewer pictures than were measured
             return None
         if hasattr(unit, "labels"):
             return self._class_map(unit, row)

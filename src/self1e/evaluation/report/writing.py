@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from self1e.evaluation.report.cases import Case, cases_of, class_ious, histogram
 from self1e.evaluation.report.page import Photographs, Section, card, page
 from self1e.evaluation.report.truths import Truths
 from self1e.evaluation.scores import score_name
-from self1e.evaluation.tables import Measured, as_markdown, filled_tables, read_results
+from self1e.evaluation.tables import Measured, as_markdown, filled_tables, markdown_cell, read_results
 from self1e.files import atomic_write_all
 
 MOST_BYTES = 10_000_000
@@ -45,9 +46,12 @@ def write_report(
     photographs = Photographs()
     sections: list[Section] = []
     spent = 200_000  # style, script and tables
+    asked = Counter((one.run.dataset, one.run.answer) for one in results)
     for number, measured in enumerate(results):
         share = (most_bytes - spent) // (len(results) - number)
-        section, used = _section(measured, data, photographs, each, share, seed)
+        section = _new_section(measured)
+        section.names_model = asked[measured.run.dataset, measured.run.answer] > 1
+        used = _fill(section, data, photographs, each, share, seed)
         sections.append(section)
         spent += used
     made = provenance.read(out)
@@ -58,11 +62,9 @@ def write_report(
     return atomic_write_all([(path, text.encode("utf-8", "backslashreplace")) for path, text in written])
 
 
-def _section(
-    measured: Measured, data: Sequence[Path], photographs: Photographs, each: int, most_bytes: int, seed: int
-) -> tuple[Section, int]:
+def _new_section(measured: Measured) -> Section:
     cases = cases_of(measured)
-    section = Section(
+    return Section(
         measured=measured,
         score=score_name(measured.run),
         # Class maps have a table by class instead: a category there is what else is in the picture.
@@ -70,12 +72,19 @@ def _section(
         bars=histogram(cases),
         classes=class_ious(measured),
     )
+
+
+def _fill(
+    section: Section, data: Sequence[Path], photographs: Photographs, each: int, most_bytes: int, seed: int
+) -> int:
+    """Choose and draw samples; return how many bytes they take."""
+    measured = section.measured
     truths: Truths | None = None
     try:
         truths = Truths(measured.run, data)
     except Self1EError as error:
         section.notes.append(f"Pictures are not shown: {error}")
-    chosen = pick(cases, each, seed=seed)
+    chosen = pick(cases_of(measured), each, seed=seed)
     if truths is not None and not any({"mask", "map", "prediction"} & set(row) for row in measured.rows):
         section.notes.append("The rows hold no masks, so predictions are not shown: measure with --report.")
     used = 0
@@ -88,7 +97,7 @@ def _section(
             break
         section.cards.append(made)
         section.tags = sorted({*section.tags, *case.tags})
-    return section, used
+    return used
 
 
 def _found(truths: Truths | None, case: Case, section: Section) -> Any:
@@ -107,7 +116,10 @@ def _more_markdown(sections: Sequence[Section], made: Sequence[dict[str, Any]]) 
     for section in sections:
         if section.parts:
             lines += [f"## {section.name}, by part", "", f"| | n | mean {section.score} |", "|---|---|---|"]
-            lines += [f"| {part.by}: {part.name} | {part.samples} | {part.mean} |" for part in section.parts]
+            lines += [
+                f"| {markdown_cell(f'{part.by}: {part.name}')} | {part.samples} | {part.mean} |"
+                for part in section.parts
+            ]
             lines += [""]
         worst = [case for case in pick(cases_of(section.measured), 10) if "worst" in case.picks]
         lines += [f"## {section.name}, worst samples", ""]
