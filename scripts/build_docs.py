@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import html
 import inspect
 import re
 import shutil
@@ -149,7 +150,7 @@ def _command(path: str, command: Any) -> str:
     words = [f"self1e {path}", *(_argument(each) for each in arguments), *(["[OPTIONS]"] if options else [])]
     parts = [f"## self1e {path}", f"```text\n{' '.join(words)}\n```", inspect.cleandoc(command.help or "")]
     if arguments:
-        rows = [f"| `{_cell(_argument(each))}` | {_cell(each.help or '')} |" for each in arguments]
+        rows = [f"| {_code(_argument(each))} | {_cell(each.help or '')} |" for each in arguments]
         parts.append("\n".join(["| argument | |", "|---|---|", *rows]))
     if options:
         rows = [f"| {_names(each)} | {_default(each)} | {_cell(each.help or '')} |" for each in options]
@@ -164,7 +165,7 @@ def _argument(parameter: Any) -> str:
 
 
 def _names(parameter: Any) -> str:
-    names = ", ".join(f"`{name}`" for name in sorted(parameter.opts, key=len, reverse=True))
+    names = ", ".join(_code(name) for name in sorted(parameter.opts, key=len, reverse=True))
     return f"{names} (needed)" if parameter.required else names
 
 
@@ -172,7 +173,12 @@ def _default(parameter: Any) -> str:
     value = parameter.default
     if parameter.required or value is None or value is False or value == [] or callable(value):
         return ""
-    return f"`{_cell(str(value))}`"
+    return _code(str(value))
+
+
+def _code(text: str) -> str:
+    """Make code of a cell that is not broken into lines; between backticks an escaped bar would show its backslash."""
+    return f'<code class="whole">{html.escape(text).replace("|", "&#124;")}</code>'
 
 
 def _cell(text: str) -> str:
@@ -215,7 +221,7 @@ def nano_settings() -> str:
 def _table(kind: type, chosen: list[Field[Any]], prefix: str) -> str:
     notes, hints = _notes(kind), get_type_hints(kind)
     rows = [
-        f"| `{prefix}{each.name}` | {_cell(_kind(hints[each.name]))} | {_field_default(each)} | "
+        f"| {_code(prefix + each.name)} | {_cell(_kind(hints[each.name]))} | {_field_default(each)} | "
         f"{_cell(_plain(notes.get(each.name, '')))} |"
         for each in chosen
     ]
@@ -260,10 +266,10 @@ def _field_default(each: Field[Any]) -> str:
     else:
         return "the recipe's"
     if value is None or isinstance(value, bool):
-        return f"`{str(value).lower()}`"
+        return _code(str(value).lower())
     if isinstance(value, tuple | list):
-        return f"`{_cell(','.join(map(str, value)))}`" if value else ""
-    return f"`{_cell(str(value))}`" if value != "" else ""
+        return _code(",".join(map(str, value))) if value else ""
+    return _code(str(value)) if value != "" else ""
 
 
 GENERATED: dict[str, Callable[[], str]] = {

@@ -62,7 +62,7 @@ def test_the_command_line_reference_has_every_option(builder, filled):
         assert (command.help or "").split(".")[0].split("\n")[0] in chapter, path
         for parameter in command.params:
             for option in parameter.opts if parameter.param_type_name == "option" else []:
-                assert f"`{option}`" in chapter, f"{path} {option}"
+                assert f">{option}</code>" in chapter, f"{path} {option}"
 
 
 def test_every_command_is_told_of_outside_of_the_reference(builder):
@@ -82,7 +82,7 @@ def test_the_recipes_page_has_every_recipe_and_setting(filled):
         assert re.search(rf"^{re.escape(name)} ", page, re.MULTILINE), name
     for recipe in ("self1e-internvl3-2b", "nano"):
         for setting in flatten(find_recipe(recipe)):
-            assert f"| `{setting}` |" in page, setting
+            assert f">{setting}</code> |" in page, setting
 
 
 def test_an_option_in_the_pages_exists(builder):
