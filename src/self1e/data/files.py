@@ -130,7 +130,7 @@ def read_json_lines(path: Path, expected: str) -> Iterator[tuple[int, dict[str, 
         raise DatasetError(f"No file {path}; expected JSON lines with {expected}.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path} cannot be read as text ({error}); expected JSON lines with {expected}.") from error
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # JSON may hold what `splitlines` takes for line ends
         if not line.strip():
             continue
         try:

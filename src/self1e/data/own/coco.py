@@ -34,6 +34,7 @@ from self1e.data.own.records import (
     as_query,
     as_size,
     exists,
+    find_file,
     read_json,
     shown,
 )
@@ -54,20 +55,22 @@ def read_instances(file: Path, split: str, pictures: Path | None = None) -> Pars
         pictures: Folder of the pictures, if it is not one of those above.
     """
     coco = _Coco(file, split, pictures)
-    regions: dict[Id, dict[Id, list[tuple[str, Region]]]] = {key: {} for key in coco.images}
+    # By words, not by category: two categories may have one name.
+    regions: dict[Id, dict[str, list[tuple[str, Region]]]] = {key: {} for key in coco.images}
     for where, entry in coco.entries("annotations", "annotation"):
         try:
-            image, category, region = coco.image_of(entry), coco.category_of(entry), _region(entry)
-            regions[image].setdefault(category, []).append((where, region))
+            image, text = coco.image_of(entry), as_query(coco.names[coco.category_of(entry)])
+            coco.noted[image].add(text)  # it is there, even if its region is no use
+            regions[image].setdefault(text, []).append((where, _region(entry)))
         except Flaw as flaw:
             coco.parsed.report(flaw, where)
 
     def annotate(key: Id) -> Annotation:
-        found = regions[key].items()
         return Listed(
             tuple(
-                Query(text=as_query(coco.names[category]), regions=tuple(parts), where=parts[0][0], tag="category")
-                for category, parts in sorted(found, key=lambda item: coco.names[item[0]])
+                Query(text=text, regions=tuple(parts), where=parts[0][0], tag="category")
+                for text, parts in sorted(regions[key].items())
+                if parts
             )
         )
 
@@ -86,9 +89,11 @@ def read_panoptic(file: Path, split: str, pictures: Path | None = None) -> Parse
     coco.names = {key: _SUFFIX.sub("", name) or name for key, name in coco.names.items()}
     maps = _existing([file.parent / file.stem, file.parent, file.parent.parent / file.stem])
     panoptic: dict[Id, PanopticMap] = {}
+    seen: set[Id] = set()
     for where, entry in coco.entries("annotations", "annotation"):
         try:
             image = coco.image_of(entry)
+            seen.add(image)
             name, infos = entry.get("file_name"), entry.get("segments_info")
             if not isinstance(name, str) or not isinstance(infos, list):
                 raise Flaw("bad-record", shown(entry), "file_name and segments_info", "Export it as COCO panoptic.")
@@ -96,13 +101,22 @@ def read_panoptic(file: Path, split: str, pictures: Path | None = None) -> Parse
                 raise Flaw("bad-record", f"a second map of image {shown(image)}", "one", "Take one out.")
             segments = {}
             for info in infos:
-                if not isinstance(info, dict) or not isinstance(info.get("id"), int) or info["id"] < 1:
+                number = info.get("id") if isinstance(info, dict) else None
+                if not _is_id(number) or isinstance(number, str) or number < 1:
                     raise Flaw("bad-record", f"a segment {shown(info)}", "an id from 1 on", "Export it again.")
-                segments[info["id"]] = as_query(coco.names[coco.category_of(info)])
-            panoptic[image] = PanopticMap(maps / name, segments, where)
+                if number in segments:
+                    raise Flaw(
+                        "bad-record", f"segment {shown(number)} twice", "ids that occur once", "Export it again."
+                    )
+                segments[int(number)] = as_query(coco.names[coco.category_of(info)])
+            panoptic[image] = PanopticMap(find_file(maps, name), segments, where)
         except Flaw as flaw:
             coco.parsed.report(flaw, where)
-    return coco.finish(lambda key: panoptic.get(key) or Listed(()))
+    for image in coco.images:
+        if image not in seen:  # in instances it would say that nothing is there; here that nobody has looked
+            advice = "Add its map to the annotations, or take the image out."
+            coco.parsed.report(Flaw("bad-record", "no annotation", "one with a map", advice), f"image {image}")
+    return coco.finish(panoptic.get)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +161,8 @@ class _Coco:
         self.parsed = Parsed(split, file)
         self.names: dict[Id, str] = {}
         self.images: dict[Id, dict[str, Any]] = {}
+        self.noted: dict[Id, set[str]] = {}
+        """Queries of each image that annotations are about, sound or not: none of them is absent."""
         try:
             self._content = read_json(file)
             if not isinstance(self._content, dict):
@@ -166,6 +182,7 @@ class _Coco:
                 self._wrong(where, f"file_name is {shown(name)}", "a path")
             elif self._has_new_id(where, entry, self.images):
                 self.images[entry["id"]] = entry
+                self.noted[entry["id"]] = set()
         self._pictures = pictures or self._guess_pictures()
 
     def entries(self, key: str, singular: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -196,22 +213,25 @@ class _Coco:
             raise Flaw("unknown-class", f"category_id {shown(key)}", "the id of one of the categories", "Correct it.")
         return key
 
-    def finish(self, annotate: Callable[[Id], Annotation]) -> Parsed:
-        """Make the records, in the order of the file."""
+    def finish(self, annotate: Callable[[Id], Annotation | None]) -> Parsed:
+        """Make the records, in the order of the file; images of which nothing is known are left out."""
         every = tuple(as_query(name) for name in self.names.values())
         for key, entry in self.images.items():
+            annotation = annotate(key)
+            if annotation is None:
+                continue
             absent = entry.get("neg_category_ids")
             names = every
             if isinstance(absent, list):
                 names = tuple(as_query(self.names[i]) for i in absent if _is_id(i) and i in self.names)
             self.parsed.records.append(
                 Record(
-                    picture=self._pictures / entry["file_name"],
-                    annotation=annotate(key),
+                    picture=find_file(self._pictures, entry["file_name"]),
+                    annotation=annotation,
                     file=self.parsed.file,
                     where=f"image {key}",
                     size_wh=as_size(entry.get("width"), entry.get("height")),
-                    names=names,
+                    names=tuple(name for name in names if name not in self.noted[key]),
                 )
             )
         return self.parsed
@@ -222,8 +242,8 @@ class _Coco:
         root = file.parent.parent if file.parent.name == "annotations" else file.parent
         folders = [root / split, root / "images" / split, root / "images", root, file.parent]
         names = [entry["file_name"] for entry in islice(self.images.values(), 20)]
-        best = max(folders, key=lambda folder: sum(exists(folder / name) for name in names))
-        return best if any(exists(best / name) for name in names) else _existing(folders)
+        best = max(folders, key=lambda folder: sum(exists(find_file(folder, name)) for name in names))
+        return best if any(exists(find_file(best, name)) for name in names) else _existing(folders)
 
     def _has_new_id(self, where: str, entry: dict[str, Any], known: dict[Id, Any]) -> bool:
         key = entry.get("id")
@@ -250,6 +270,8 @@ def _region(entry: dict[str, Any]) -> Region:
 
 
 def _is_id(value: Any) -> bool:
+    if isinstance(value, float):  # tables make 7.0 of 7, and both are one key of a dict
+        return value.is_integer()
     return isinstance(value, int | str) and not isinstance(value, bool)
 
 

@@ -100,10 +100,12 @@ class IndexedMap:
             expected = f"numbers in {self.list_name}, or 255"
             flaw = Flaw("unknown-class", f"pixels of class {listed}", expected, "Add the class, or repaint the pixels.")
             flaws.append(("", flaw))
-        named = [number for number in found if not means_nothing(self.classes.get(number, ""))]
-        for number in named:
-            text = as_query(self.classes[number])
-            mask = numbers == number
+        named: dict[str, list[int]] = {}  # two numbers may have one name
+        for number in found:
+            if not means_nothing(self.classes.get(number, "")):
+                named.setdefault(as_query(self.classes[number]), []).append(number)
+        for text, several in named.items():
+            mask = np.isin(numbers, several)
             yield Decoded(text=text, mask=mask, is_absent=False, where="", tag="category", flaws=tuple(flaws))
             flaws.clear()  # told once
         if flaws:
@@ -154,8 +156,11 @@ def find_indexed(root: Path) -> dict[str, Path]:
     listed = sorted(path for path in root.glob("*.txt") if _SPLIT.match(path.stem) and path.name not in CLASSES)
     if listed:
         return {path.stem: path for path in listed}
-    folders = sorted(path for path in pictures.iterdir() if path.is_dir())
-    return {path.name: path for path in folders} if folders else {"all": root}
+    inside = sorted(path for path in pictures.iterdir() if not path.name.startswith("."))
+    folders = [path for path in inside if path.is_dir()]
+    # Pictures beside folders are in no split of their own: then all of it is one.
+    is_divided = folders and not any(path.suffix.lower() in SUFFIXES for path in inside)
+    return {path.name: path for path in folders} if is_divided else {"all": root}
 
 
 _SPLIT = re.compile(r"(train|val|test|dev)", re.IGNORECASE)
@@ -171,7 +176,7 @@ def _list_pictures(folder: Path) -> list[Path]:
 def _mask_path(masks: Path, name: str) -> Path:
     """Say where a picture's mask is; one with another suffix is named, so that the error says what it is."""
     path = masks / f"{name}.png"
-    others = (masks / f"{name}{suffix}" for suffix in sorted(SUFFIXES))
+    others = (masks / f"{name}{ending}" for suffix in sorted(SUFFIXES) for ending in (suffix.upper(), suffix))
     return path if exists(path) else next((other for other in others if exists(other)), path)
 
 
@@ -187,7 +192,7 @@ def _names(file: Path, parsed: Parsed, found: list[str]) -> Iterator[tuple[str, 
         return
     seen: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
-        name = line.strip()
+        name = line.strip().replace("\\", "/").removeprefix("./")
         if Path(name).suffix.lower() in SUFFIXES:
             name = name[: -len(Path(name).suffix)]
         if name in seen:

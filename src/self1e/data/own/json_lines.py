@@ -19,9 +19,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from self1e.data.own.records import Flaw, Listed, Parsed, Query, Record, exists, parse_json, shown
+from self1e.data.own.records import Flaw, Listed, Parsed, Query, Record, exists, find_file, is_text, parse_json, shown
 from self1e.data.own.regions import parse_mask
-from self1e.errors import did_you_mean
+from self1e.errors import DatasetError, did_you_mean
 from self1e.processing.prompts import Kind
 
 SUFFIXES = (".jsonl", ".ndjson")
@@ -75,7 +75,9 @@ def _read_line(content: bytes, where: str, parsed: Parsed, pictures: Path) -> No
             parsed.report(flaw, place)
     if queries:
         parsed.records.append(
-            Record(picture=pictures / picture, annotation=Listed(tuple(queries)), file=parsed.file, where=where)
+            Record(
+                picture=find_file(pictures, picture), annotation=Listed(tuple(queries)), file=parsed.file, where=where
+            )
         )
 
 
@@ -106,7 +108,7 @@ def _parts(entry: dict[str, Any], where: str) -> Iterator[tuple[str, dict[str, A
 def _query(part: dict[str, Any], where: str, folder: Path) -> Query:
     _check_keys(part, _QUERY_KEYS)
     text, kind, tag = part.get("query"), part.get("kind"), part.get("tag", "")
-    if not isinstance(text, str) or not text.strip():
+    if not isinstance(text, str) or not is_text(text):
         raise Flaw("bad-record", f"query is {shown(text)}", "words", "Say what the mask shows.")
     if kind is not None and (not isinstance(kind, str) or kind not in _KINDS):
         raise Flaw("bad-record", f"kind is {shown(kind)}", '"phrase" or "sentence"', "Leave it out to have it guessed.")
@@ -131,5 +133,14 @@ def _check_keys(entry: dict[str, Any], known: tuple[str, ...]) -> None:
 
 def find_json_lines(folder: Path) -> dict[str, Path]:
     """Return the splits of a folder: every file of JSON lines in it, by its stem."""
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and exists(path))
-    return {path.stem: path for path in found}
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        # "._x.jsonl" is what macOS leaves beside x.jsonl on foreign disks.
+        if path.suffix.lower() not in SUFFIXES or path.name.startswith(".") or not exists(path):
+            continue
+        if path.stem in found:
+            raise DatasetError(
+                f"{found[path.stem].name} and {path.name} in {folder} are both split {path.stem!r}; rename one."
+            )
+        found[path.stem] = path
+    return found

@@ -11,7 +11,8 @@ One task::
 
 Points are percent of the sides. Entries with one ``id`` are about one region. Words that are written to a region
 are its queries; otherwise its labels are, as "the cat". Of several annotations the first that is not cancelled
-counts. Addresses cannot be followed: a picture is looked for by its name beside the export and in ``images/``.
+counts; tasks that were skipped are left out. Addresses cannot be followed: a picture is looked for by its name beside
+the export and in ``images/``.
 """
 
 from __future__ import annotations
@@ -75,19 +76,30 @@ def read_label_studio(file: Path, split: str, pictures: Path | None = None) -> P
         return parsed
     folders = [pictures] if pictures else [file.parent, file.parent / "images", file.parent / "upload"]
     labels: set[str] = set()
+    known: dict[Path, tuple[str, str]] = {}
     read = []
     for number, task in enumerate(tasks):
         is_named = isinstance(task, dict) and isinstance(task.get("id"), int | str)
         where = f"task {task['id']}" if is_named else f"task [{number}]"
         try:
-            picture = _find_picture(_reference(task), folders)
+            if _is_skipped(task):
+                continue
+            reference = _reference(task)
+            picture = _find_picture(reference, folders)
+            path = _paths(reference)[0]  # signed addresses of one picture differ in what follows the path
+            before, address = known.setdefault(picture, (where, path))
+            if address != path and exists(picture):  # two pictures of one name, and one of them is here
+                advice = f"{before} has {shown(address)}: give the two files names of their own, as in the addresses."
+                raise Flaw("bad-record", f"{shown(path)} leads to {picture}", "a picture of its own", advice)
             drawn, size_wh = _read_result(task, where, parsed)
         except Flaw as flaw:
             parsed.report(flaw, where)
             continue
         queries = _queries(drawn, parsed)
         labels.update(label for one in drawn if not one.words for label in one.labels)
-        read.append((where, picture, queries, size_wh))
+        # What a region is called by is there, even if it is asked for in other words, or its outline is no use.
+        there = {as_query(label) for one in drawn for label in one.labels}
+        read.append((where, picture, queries, size_wh, there))
     names = tuple(as_query(label) for label in sorted(labels))
     parsed.records = [
         Record(
@@ -96,9 +108,9 @@ def read_label_studio(file: Path, split: str, pictures: Path | None = None) -> P
             file=file,
             where=where,
             size_wh=size_wh,
-            names=names,
+            names=tuple(name for name in names if name not in there),
         )
-        for where, picture, queries, size_wh in read
+        for where, picture, queries, size_wh, there in read
     ]
     return parsed
 
@@ -106,6 +118,12 @@ def read_label_studio(file: Path, split: str, pictures: Path | None = None) -> P
 def is_label_studio(content: Any) -> bool:
     """Say whether JSON looks like an export."""
     return isinstance(content, list) and bool(content) and isinstance(content[0], dict) and "data" in content[0]
+
+
+def _is_skipped(task: Any) -> bool:
+    """Say whether all that annotators did with a task was to skip it."""
+    done = task.get("annotations") if isinstance(task, dict) else None
+    return isinstance(done, list) and bool(done) and all(isinstance(a, dict) and a.get("was_cancelled") for a in done)
 
 
 def _reference(task: Any) -> str:
@@ -179,12 +197,12 @@ def _add(entry: Any, drawn: _Drawn) -> Iterator[SizeWH]:
     kind = entry.get("type") if isinstance(entry, dict) else None
     if not isinstance(value, dict) or not isinstance(kind, str):
         raise Flaw("bad-record", shown(entry), '{"type": ..., "value": {...}}', "Export the task again.")
+    drawn.labels += [label for key in (kind, "labels") for label in _strings(value.get(key))]
     if kind in _OTHER_REGIONS:
         advice = "Draw it with PolygonLabels or BrushLabels."
         raise Flaw("bad-record", f"a region of type {kind}", "an outline: polygonlabels or brushlabels", advice)
     if kind == "textarea":
         drawn.words += _strings(value.get("text"))
-    drawn.labels += [label for key in (kind, "labels") for label in _strings(value.get(key))]
     if kind not in _OUTLINES:
         return iter(())  # labels and words of a region, or choices about the whole picture
     if entry.get("image_rotation"):

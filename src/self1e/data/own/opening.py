@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,12 @@ class Found:
 
 
 def open_data(
-    path: str | Path, *, split: str | None = None, format: str | None = None, pictures: str | Path | None = None
+    path: str | Path,
+    *,
+    split: str | None = None,
+    format: str | None = None,
+    pictures: str | Path | None = None,
+    ignore: Collection[str] = (),
 ) -> OwnData:
     """Open your own data: JSON lines, COCO, indexed masks or a Label Studio export.
 
@@ -59,6 +64,7 @@ def open_data(
         split: Which one, where there are several.
         format: One of `FORMATS`, where it is not recognised or more than one is.
         pictures: Folder of the pictures, where it is not the one that belongs to the format.
+        ignore: Kinds of problems, keys of `KINDS`: an entry that has one is left out, and so is a region of a mask.
 
     Returns:
         A sequence of samples, decoded on access; ``data[i]`` is always the same.
@@ -75,10 +81,13 @@ def open_data(
         hint = did_you_mean(name, found.splits)
         raise DatasetError(f"{path} has no split {name!r}.{hint} Found: {', '.join(found.splits)}.")
     parsed = found.parse(name)
-    if parsed.problems:
-        count = f" ({len(parsed.problems)} problems in all)" if len(parsed.problems) > 1 else ""
-        raise DatasetError(f"{parsed.problems[0]}{count} `self1e data check {path}` lists all problems.")
-    return OwnData(parsed, found.format)
+    problems = [problem for problem in parsed.problems if problem.kind not in ignore]
+    if problems:
+        count = f" ({len(problems)} problems in all)" if len(problems) > 1 else ""
+        raise DatasetError(f"{problems[0]}{count} `self1e data check {path}` lists all problems.")
+    if not parsed.records:
+        raise DatasetError(f"{found.splits[name]} holds no picture; expected at least one. Is it the right file?")
+    return OwnData(parsed, found.format, ignore=ignore)
 
 
 def recognise(path: str | Path, *, format: str | None = None, pictures: str | Path | None = None) -> Found:

@@ -9,7 +9,9 @@ Shapes: H, W pixels of the upright picture.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+import sys
+import unicodedata
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -220,12 +222,19 @@ class OwnData(Sequence[Sample]):
 
     A query whose mask has no pixel although something should be there is left out: it is neither there nor absent.
     Each sample's ``extra`` holds ``absent``: queries that the annotators looked for and did not find.
+
+    Args:
+        parsed: What a reader found.
+        format: Its name.
+        ignore: Kinds of problems, keys of `KINDS`, for which a region is left out of its mask. What else is wrong, and
+            a picture that cannot be had, is an error on access.
     """
 
-    def __init__(self, parsed: Parsed, format: str) -> None:
+    def __init__(self, parsed: Parsed, format: str, *, ignore: Collection[str] = ()) -> None:
         self.split, self.format = parsed.split, format
         self.file = parsed.file
         self.records = tuple(parsed.records)
+        self.ignore = frozenset(ignore)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -234,8 +243,8 @@ class OwnData(Sequence[Sample]):
         record = self.records[index]
         try:
             image = record.open()
-            found = list(record.annotation.decode(image.size))
-            where, flaw = next((flaw for decoded in found for flaw in decoded.flaws), ("", None))
+            found, flaws = _decode(record, image.size)
+            where, flaw = next(((place, flaw) for place, flaw in flaws if flaw.kind not in self.ignore), ("", None))
         except Flaw as error:
             where, flaw = "", error
         if flaw is not None:
@@ -245,6 +254,21 @@ class OwnData(Sequence[Sample]):
 
     def __repr__(self) -> str:
         return f"<OwnData {self.format} {self.split!r}: {len(self)} samples of {self.file}>"
+
+
+def _decode(record: Record, size_wh: SizeWH) -> tuple[list[Decoded], list[tuple[str, Flaw]]]:
+    """Decode every query; what is wrong with parts of it comes apart, and nothing at all is a `Flaw`."""
+    found: list[Decoded] = []
+    flaws: list[tuple[str, Flaw]] = []
+    try:
+        for decoded in record.annotation.decode(size_wh):
+            found.append(decoded)
+            flaws += decoded.flaws
+    except Flaw as flaw:
+        if flaw.kind != "unknown-class":  # of a map that holds nothing else
+            raise
+        flaws.append(("", flaw))
+    return found, flaws
 
 
 def make_sample(record: Record, image: Image.Image, found: Sequence[Decoded]) -> Sample:
@@ -298,6 +322,8 @@ def parse_json(content: bytes) -> Any:
     Raises:
         Flaw: They are something else.
     """
+    if content.startswith(b"\x1f\x8b"):
+        raise Flaw("bad-record", "a file compressed by gzip", "JSON in UTF-8", "Unpack it: gunzip FILE.")
     try:
         return json.loads(content.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -317,6 +343,26 @@ def exists(path: Path) -> bool:
         return False
 
 
+def find_file(folder: Path, name: str) -> Path:
+    """Join a folder and a name in annotations, which other systems write otherwise: ``a\\b.png``, or "e" and an accent.
+
+    The path as it is noted, where nothing is found.
+    """
+    path = folder / name
+    if (name.isascii() and "\\" not in name) or exists(path):
+        return path
+    forms = [name, name.replace("\\", "/")]
+    others = (folder / unicodedata.normalize(form, each) for each in forms for form in ("NFC", "NFD"))
+    return next((other for other in others if exists(other)), path)
+
+
+def is_text(value: Any) -> bool:
+    """Say whether a JSON value holds words; half a surrogate pair is none, and no tokenizer takes it."""
+    return (
+        isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+    )
+
+
 def shown(value: Any) -> str:
     """Show a value in a message: short, on one line."""
     try:
@@ -333,7 +379,8 @@ def times(size_wh: SizeWH) -> str:
 
 def is_number(value: Any) -> bool:
     """Say whether a JSON value is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+    # Not `< inf`: a whole number may be too large for a float.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def as_size(width: Any, height: Any) -> SizeWH | None:

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as rle_codec
 
-from self1e.data.own.records import Flaw, Region, SizeWH, as_size, exists, is_number, shown, times
+from self1e.data.own.records import Flaw, Region, SizeWH, as_size, exists, find_file, is_number, shown, times
 from self1e.errors import DatasetError, SettingError
 from self1e.processing.pictures import MAX_PIXELS, decoding
 from self1e.structures import decode_rle
@@ -103,7 +103,7 @@ class MaskFile:
 
     def decode(self, size_wh: SizeWH) -> np.ndarray:
         """Read, bool ``(H, W)``."""
-        pixels = read_map(self.path, size_wh)
+        pixels = read_map(self.path, size_wh, binary=self.value is None)
         if self.value is not None:
             return pixels == self.value
         values = np.unique(pixels)
@@ -154,14 +154,14 @@ def parse_mask(value: Any, folder: Path) -> tuple[Region, ...]:
         Flaw: It is none of them.
     """
     if isinstance(value, str) and value.strip():
-        return (MaskFile(folder / value),)
+        return (MaskFile(find_file(folder, value)),)
     if isinstance(value, dict) and "counts" in value:
         return (RunLengths(value),)
     if isinstance(value, dict) and isinstance(value.get("file"), str):
         number = value.get("value")
         if number is not None and not (isinstance(number, int) and not isinstance(number, bool)):
             raise Flaw("bad-mask", f"value {shown(number)}", "a whole number", "Name the mask's pixel value.")
-        return (MaskFile(folder / value["file"], number),)
+        return (MaskFile(find_file(folder, value["file"]), number),)
     if isinstance(value, list) and value:
         if any(isinstance(part, str | dict) for part in value):
             return tuple(chain.from_iterable(parse_mask(part, folder) for part in value))
@@ -172,13 +172,14 @@ def parse_mask(value: Any, folder: Path) -> tuple[Region, ...]:
     raise Flaw("bad-mask", shown(value), expected, "Write one of them.")
 
 
-def read_map(path: Path, size_wh: SizeWH, *, colour: bool = False) -> np.ndarray:
+def read_map(path: Path, size_wh: SizeWH, *, colour: bool = False, binary: bool = False) -> np.ndarray:
     """Read the numbers of a mask file as they are stored: class numbers, grey levels, palette indices.
 
     Args:
         path: The file.
         size_wh: The picture's size, which the map must have.
         colour: Each number is red + 256 green + 65536 blue, as in COCO's panoptic maps.
+        binary: 0 is going to be the background: a palette that shows it otherwise is refused.
 
     Returns:
         Integers ``(H, W)``.
@@ -195,6 +196,7 @@ def read_map(path: Path, size_wh: SizeWH, *, colour: bool = False) -> np.ndarray
             # Nothing is decoded that is not of the picture's size, which is within the limits.
             is_sound = kind in MASK_FORMATS and found_wh == size_wh
             pixels = np.asarray(image if is_sound else [])
+            palette = image.getpalette() if image.mode == "P" else None
     except (DatasetError, ValueError, OSError) as error:
         told = str(error).removeprefix(f"{path}: ").split(". ")[0].rstrip(".")
         raise Flaw("bad-mask", f"{path.name} {told}", "a PNG that can be decoded", advice) from error
@@ -218,9 +220,24 @@ def read_map(path: Path, size_wh: SizeWH, *, colour: bool = False) -> np.ndarray
         if (colours != grey[..., None]).any() or (alpha != alpha.flat[0]).any():
             raise Flaw("bad-mask", f"{path.name} has bands {'+'.join(bands)}", "grey levels or a palette", advice)
         return grey
+    if binary and palette:
+        _check_palette(palette, pixels, path.name)
     if pixels.dtype.kind not in "bui":
         raise Flaw("bad-mask", f"{path.name} holds {pixels.dtype} numbers", "whole numbers", advice)
     return pixels.astype(np.uint8) if pixels.dtype == bool else pixels
+
+
+def _check_palette(palette: list[int], pixels: np.ndarray, name: str) -> None:
+    """Refuse a mask that a person sees the other way round: programs that save few colours number them as they like."""
+    colours = np.array(palette).reshape(-1, 3)
+    black = [number for number in np.unique(pixels).tolist() if number < len(colours) and not colours[number].any()]
+    if colours[0].any() and black:
+        raise Flaw(
+            "bad-mask",
+            f"{name} shows number {black[0]} in black and 0, the background, in another colour",
+            "a palette that begins with black, or none",
+            'Save it as grey levels, or say which number is the thing: {"file": ..., "value": 0}.',
+        )
 
 
 def unpack_brush(code: np.ndarray, count: int) -> np.ndarray:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from self1e.data.own.records import OwnData
 from self1e.data.sample import Sample
+from self1e.errors import DatasetError
 
 
 class Pictures(Sequence[Sample]):
@@ -39,10 +43,31 @@ class Pictures(Sequence[Sample]):
         return replace(first, targets=tuple(targets), extra={**first.extra, "absent": tuple(absent)})
 
     def first(self) -> tuple[Path, str]:
-        """Return the path of the first picture, and words for something that is in it (or is not, if nothing is)."""
-        targets = self[0].targets
-        there = [target.text for target in targets if target.mask.any()] or [target.text for target in targets]
-        return self.data.records[self.groups[0][0]].picture, (there or [""])[0]
+        """Return the path of the first picture that can be read, and words for something in it.
+
+        Or for something that is not in it, if nothing is.
+        """
+        for number, group in enumerate(self.groups):
+            try:
+                targets = self[number].targets
+            except DatasetError:  # it could be read when the run began
+                continue
+            there = [target.text for target in targets if target.mask.any()] or [target.text for target in targets]
+            if there:
+                return self.data.records[group[0]].picture, there[0]
+        return self.data.records[self.groups[0][0]].picture, "the thing"
+
+    def fingerprint(self) -> str:
+        """Hash what is noted: words, outlines, mask files, names of pictures.
+
+        Not the pictures themselves: one that cannot be read any more is passed over, and is no other data.
+        """
+        digest = hashlib.sha256()
+        for number in (number for group in self.groups for number in group):
+            record = self.data.records[number]
+            for part in (record.picture.name, record.where, record.names, record.size_wh, *_noted(record.annotation)):
+                digest.update(part if isinstance(part, bytes) else f"{part!r}\n".encode("utf-8", "backslashreplace"))
+        return digest.hexdigest()
 
     def hold_out(self, share: float, *, seed: int) -> tuple[Pictures, Pictures]:
         """Divide into what is trained on and what is not.
@@ -65,5 +90,33 @@ class Pictures(Sequence[Sample]):
 def _group(data: OwnData) -> tuple[tuple[int, ...], ...]:
     groups: dict[str, list[int]] = {}
     for number, record in enumerate(data.records):
-        groups.setdefault(str(record.picture.resolve()), []).append(number)
+        groups.setdefault(_identity(record.picture), []).append(number)
     return tuple(tuple(numbers) for numbers in groups.values())
+
+
+def _identity(picture: Path) -> str:
+    """Follow links, which may go round in circles; a name that no file can have stays as it is."""
+    try:
+        return os.path.realpath(picture)
+    except (OSError, ValueError):
+        return str(picture)
+
+
+def _noted(value: Any) -> Iterator[Any]:
+    """Take an annotation apart: what stands in it, and the bytes of the files that it names."""
+    if isinstance(value, Path):
+        try:
+            with value.open("rb") as file:
+                yield hashlib.file_digest(file, "sha256").digest()
+        except (OSError, ValueError) as error:
+            yield type(error).__name__
+    elif is_dataclass(value):
+        yield type(value).__name__
+        for field in fields(value):
+            yield from _noted(getattr(value, field.name))
+    elif isinstance(value, tuple):
+        yield len(value)
+        for part in value:
+            yield from _noted(part)
+    else:
+        yield value
