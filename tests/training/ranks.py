@@ -3,7 +3,8 @@
     RANK=0 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=... python tests/training/ranks.py MODEL OUT JOB ...
 
 Jobs: ``pass:ddp`` and ``pass:fsdp2`` run four micro-batches of all kinds once and write loss and gradients;
-``train:STRATEGY`` runs a recipe of four steps, ``resume:STRATEGY:CHECKPOINT`` goes on from a checkpoint of one.
+``train:STRATEGY`` runs a recipe of four steps, ``resume:STRATEGY:CHECKPOINT`` goes on from a checkpoint of one, and
+``unreadable:ddp`` meets more broken pictures than it may, one on each of two processes.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from safetensors.torch import save_file
 from torch import distributed as dist
 
 from self1e.data.mixture import Item, Row
+from self1e.errors import DatasetError
 from self1e.machine import process_count, process_index
 from self1e.model import Self1EForConditionalGeneration
 from self1e.processing.processor import Self1EProcessor
@@ -109,6 +112,26 @@ def train(model: Path, out: Path, strategy: str, checkpoint: str | None = None) 
         run.RunTrainer = original  # type: ignore[misc]
 
 
+class Broken(Items):
+    """The first two of each four cannot be read: on two processes the first of the one, and of the other."""
+
+    def __getitem__(self, index: int) -> Item:
+        if index % 4 in (0, 2):
+            raise DatasetError(f"noise/{index % 4} is broken")
+        return super().__getitem__(index)
+
+
+def unreadable(model: Path, out: Path) -> None:
+    """Run with one picture that may be passed over, and write what came of it."""
+    settings = recipe(model, "ddp")
+    settings = replace(settings, data=replace(settings.data, most_unreadable=1))
+    data = TrainingData(make_epoch=Broken, counts={"noise": len(KINDS)})  # type: ignore[arg-type]
+    try:
+        run.run(settings, data=data, out=out, resume="never", device="cpu")
+    except DatasetError as error:
+        (out / f"told-{process_index()}.txt").write_text(str(error))
+
+
 def micro_batches(model_folder: Path, num_seg_tokens: int = 1) -> dict[str, dict[str, Any]]:
     """Micro-batches of all kinds."""
     collator = Collator(Self1EProcessor.from_pretrained(model_folder), max_tiles=2)
@@ -171,6 +194,8 @@ def main(model: Path, out: Path, jobs: list[str]) -> None:
         folder = out / f"{what}-{strategy}"
         if what == "pass":
             one_pass(model, folder, strategy)
+        elif what == "unreadable":
+            unreadable(model, folder)
         else:
             train(model, folder, strategy, *rest)
         if dist.is_initialized():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import shutil
 from dataclasses import replace
 from functools import cache
 
@@ -11,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import self1e
 from self1e.data.mixture import Item, Row
 from self1e.errors import CheckpointError, SettingError
 from self1e.model import Self1EConfig, Self1EForConditionalGeneration
 from self1e.model.checkpoints import normalise_config
+from self1e.model.checkpoints.adapters import find_attached
 from self1e.processing.processor import Self1EProcessor
 from self1e.training import preflight
 from self1e.training.adapters import (
@@ -27,6 +30,7 @@ from self1e.training.adapters import (
     merged_tensors,
 )
 from self1e.training.collate import Collator
+from self1e.training.merging import merge_checkpoint
 from self1e.training.recipes import RECIPES, AdapterSettings, Recipe, change
 from self1e.training.training_data import seg_answers
 
@@ -311,3 +315,31 @@ def test_half_an_adapter_is_an_error():
     tensors = {"x.base_layer.weight": torch.zeros(2, 2), "x.lora_A.default.weight": torch.zeros(1, 2)}
     with pytest.raises(CheckpointError, match=r"incomplete: missing x\.lora_B"):
         merged_tensors(tensors, scale=1.0)
+
+
+def test_whole_modules_that_peft_has_trained_count_and_what_they_were_does_not(tiny_model_folder, inputs, tmp_path):
+    """Names as PEFT has them for ``modules_to_save=["mask_head"]`` and the like."""
+    folder = shutil.copytree(tiny_model_folder, tmp_path / "saved")
+    tensors = load_file(folder / "model.safetensors")
+    changed = {}
+    for name, tensor in tensors.items():
+        module, _, last = name.rpartition(".")
+        if name.startswith("mask_head."):
+            changed[f"{module}.modules_to_save.default.{last}"] = tensor
+            changed[f"{module}.original_module.{last}"] = torch.zeros_like(tensor)
+        else:
+            changed[name] = tensor
+    save_file(changed, folder / "model.safetensors", metadata={"format": "pt"})
+    merge_checkpoint(folder, tmp_path / "merged", dtype=None)
+    merged = load_file(tmp_path / "merged" / "model.safetensors")
+    assert all(torch.equal(merged[name], tensors[name]) for name in merged)
+    assert any(name.startswith("mask_head.") for name in merged)
+    expected = outputs(self1e.load(tiny_model_folder, device="cpu", dtype="float32").model, inputs_of(inputs))
+    found = outputs(self1e.load(folder, device="cpu", dtype="float32").model, inputs_of(inputs))
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    with pytest.raises(CheckpointError, match=r"2 adapters \(default, other\)"):
+        find_attached(["x.modules_to_save.default.weight", "y.modules_to_save.other.weight"])
+
+
+def inputs_of(inputs):
+    return inputs | {"pixel_values": inputs["pixel_values"].float()}

@@ -86,7 +86,9 @@ def losses(run):
 def two_and_one(tmp_path_factory, tiny_model_folder):
     """What two processes and one have written."""
     out = tmp_path_factory.mktemp("ranks")
-    two = start(tiny_model_folder, out / "two", ["pass:ddp", "pass:fsdp2", "train:fsdp2"], processes=2)
+    two = start(
+        tiny_model_folder, out / "two", ["pass:ddp", "pass:fsdp2", "train:fsdp2", "unreadable:ddp"], processes=2
+    )
     one = start(tiny_model_folder, out / "one", ["pass:alone", "train:alone"])
     wait([*two, *one], timeout=250)
     return out
@@ -125,6 +127,14 @@ def test_a_divided_run_saves_whole_checkpoints_and_a_model_that_loads(two_and_on
     assert self1e.load(two / "model", device="cpu") is not None
 
 
+def test_the_limit_of_unreadable_pictures_is_one_for_all_processes(two_and_one):
+    for process in (0, 1):
+        told = (two_and_one / f"two/unreadable-ddp/told-{process}.txt").read_text()
+        assert told.startswith("2 items cannot be read, and 1 may be passed over")
+        assert "item 0: noise/0 is broken" in told
+        assert "item 2: noise/2 is broken" in told
+
+
 @pytest.fixture(scope="module")
 def saved_by_two(tmp_path_factory, tiny_model_folder):
     out = tmp_path_factory.mktemp("saved")
@@ -160,28 +170,65 @@ def test_loss_and_gradients_of_four_processes_are_those_of_one(tmp_path, tiny_mo
         assert_same(tmp_path / "one/pass-alone/pass.safetensors", tmp_path / f"four/pass-{strategy}/pass.safetensors")
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_torchrun_starts_the_command(tmp_path, tiny_model_folder, strategy):
+TWO = ["--num_processes", "2", "--main_process_port", "0"]
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
+    "accelerate": ["accelerate.commands.launch", "--multi_gpu", *TWO],
+    "accelerate with fsdp2.yaml": [
+        "accelerate.commands.launch", "--config_file", str(distributed.find_config("fsdp2.yaml")), *TWO
+    ],
+}  # fmt: skip
+
+
+def launch(launcher, out, model, *settings, timeout=800):
+    """Run the command as people do; returns its error output."""
     settings = [
         "data.source=scenes", "data.pictures=8", "data.workers=0", "evaluation.on=none", "optim.global_batch=4",
         "optim.micro_batch=2", "optim.bf16=false", "model.frozen_dtype=float32", "adapters.rank=2",
-        "saving.log_every=1",
-        f"distributed.strategy={strategy}",
+        "saving.log_every=1", *settings,
     ]  # fmt: skip
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "self1e",
-        "train", "self1e-internvl3-2b", "--model", str(tiny_model_folder), "--out", str(tmp_path / "out"),
-        "--device", "cpu",
+        sys.executable, "-m", *launcher, "-m", "self1e", "train", "self1e-internvl3-2b", "--model", str(model),
+        "--out", str(out), "--device", "cpu",
     ]  # fmt: skip
     for setting in settings:
         command += ["--set", setting]
-    done = subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=800
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert self1e.load(tmp_path / "out/model", device="cpu") is not None
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": str(out.parent / "no-configuration-of-the-user")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_torchrun_and_accelerate_start_the_same_run(tmp_path, tiny_model_folder):
+    runs = {
+        ("torchrun", "ddp"): ["distributed.strategy=ddp"],
+        ("accelerate", "ddp"): [],
+        ("torchrun", "fsdp2"): ["distributed.strategy=fsdp2"],
+        ("accelerate with fsdp2.yaml", "fsdp2"): [],
+    }
+    found = {}
+    for (launcher, strategy), settings in runs.items():
+        out = tmp_path / launcher / strategy
+        status, told = launch(LAUNCHERS[launcher], out, tiny_model_folder, *settings)
+        assert status == 0, told[-3000:]
+        manifest = json.loads((out / "checkpoint-2" / "manifest.json").read_text())
+        assert manifest["processes"] == 2
+        assert self1e.load(out / "model", device="cpu") is not None
+        found[strategy] = [*found.get(strategy, []), (losses(out), load_file(out / "checkpoint-2/model.safetensors"))]
+    for (one, weights), (other, others) in found.values():
+        assert one == other
+        assert all(torch.equal(weights[name], others[name]) for name in weights)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_accelerate_on_a_cpu_does_not_start_one_process_in_place_of_two(tmp_path, tiny_model_folder):
+    launcher = ["accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    status, told = launch(launcher, tmp_path / "out", tiny_model_folder, timeout=250)
+    assert status != 0
+    assert "has started one process" in told
+    assert not (tmp_path / "out").exists()
 
 
 # --------------------------------------------------------------------------- one pass alone
@@ -222,7 +269,7 @@ def test_parts_without_use_count_nothing(ranks, tiny_model_folder):
 def environment(monkeypatch):
     """Set variables as a launcher does."""
     for name in list(os.environ):
-        if name.startswith(("ACCELERATE_", "FSDP_")) or name in ("WORLD_SIZE", "RANK"):
+        if name.startswith(("ACCELERATE_", "FSDP_")) or name in ("WORLD_SIZE", "RANK", "MASTER_ADDR"):
             monkeypatch.delenv(name)
 
     def set_all(**variables):
@@ -258,6 +305,16 @@ def test_what_cannot_be_had_is_said_at_once(environment, monkeypatch):
     assert distributed.choose_strategy("zero3", processes=2) == "zero3"
     with pytest.raises(SettingError, match=r"data\.max_tiles=12.*use fsdp2"):
         distributed.choose_strategy("zero3", processes=2, max_tiles=12)
+
+
+def test_a_launcher_that_leaves_processes_to_mpi_is_noticed(environment):
+    environment(ACCELERATE_USE_CPU="True", ACCELERATE_MIXED_PRECISION="no")
+    assert distributed.choose_strategy(None, processes=1) is None  # --num_processes 1
+    environment(MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
+    with pytest.raises(SettingError, match=r"has started one process.*--multi_gpu.*--device cpu"):
+        distributed.choose_strategy(None, processes=1)
+    environment(WORLD_SIZE="2")
+    assert distributed.choose_strategy(None, processes=2) == "ddp"
 
 
 def test_weights_are_divided_by_two_strategies_of_four():

@@ -136,6 +136,25 @@ def test_a_dry_run_shows_everything_and_writes_nothing(made, tiny_model_folder, 
     assert not (tmp_path / "no").exists()
 
 
+def test_other_masks_are_other_data_and_a_broken_picture_is_not(finished, made, tiny_model_folder, run, tmp_path):
+    arguments = ["--model", tiny_model_folder, "--steps", 4, *sets(), "--no-check", "--out", tmp_path / "again"]
+    shutil.copytree(finished[0] / "checkpoint-3", tmp_path / "again" / "checkpoint-3")
+    changed = copy_of(made, tmp_path / "changed")
+    for path in (changed / "masks").iterdir():
+        Image.fromarray(np.asarray(Image.open(path))[::-1]).save(path)
+    status, _, err = run("finetune", "--data", changed, *arguments)
+    assert status == 2
+    assert "data annotations: " in err
+    for number in range(5):
+        broken = copy_of(made, tmp_path / f"broken-{number}")
+        (broken / "images" / f"{number:02d}.png").write_bytes(b"")
+        status, _, err = run("finetune", "--data", broken, *arguments, "--dry-run")
+        assert status == 0, err
+    status, _, err = run("finetune", "--data", tmp_path / "broken-0", *arguments)
+    assert status == 0, err
+    assert (tmp_path / "again" / "model" / "model.safetensors").is_file()
+
+
 # --------------------------------------------------------------------------- bad input
 
 
@@ -207,6 +226,33 @@ def test_what_can_be_lived_with_is_a_warning(made, tiny_model_folder, run, tmp_p
     status, out, _ = run(*arguments, "--dry-run")
     assert status == 0
     assert "duplicate-query: 1" in out
+
+
+def test_what_is_ignored_is_left_out_and_trained_without(made, tiny_model_folder, run, tmp_path):
+    folder = copy_of(made, tmp_path / "odd")
+    file = folder / "train.jsonl"
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    for record in records:  # more than data.most_unreadable would let pass
+        record["queries"] = record["queries"][:1] + [{"query": "a line", "mask": [[1, 1, 2, 2]]}] * 3
+    file.write_text("".join(json.dumps(record) + "\n" for record in records) + "{}\n")
+    arguments = ["finetune", "--data", folder, "--model", tiny_model_folder, "--out", "out", "--steps", 1, *sets()]
+    arguments += ["--set", "data.most_unreadable=0"]
+    status, _, err = run(*arguments)
+    assert status == 1
+    assert "line 6: image is None" in err
+    status, out, err = run(*arguments, "--ignore", "bad-record")
+    assert status == 1
+    assert "bad-polygon: 15" in out
+    assert "15 problems in the data" in err
+    status, _, err = run(*arguments, "--ignore", "bad-record", "--ignore", "bad-polygon")
+    assert status == 0, err
+
+
+def test_an_empty_file_is_named(tiny_model_folder, run, tmp_path):
+    (tmp_path / "train.jsonl").write_text("")
+    status, _, err = run("finetune", "--data", tmp_path / "train.jsonl", "--model", tiny_model_folder)
+    assert status == 1
+    assert "train.jsonl holds no picture" in err
 
 
 @pytest.mark.parametrize(
@@ -314,6 +360,23 @@ def test_what_is_not_there_is_taught_as_an_empty_mask(made):
     assert absent
     assert len(empty) == sum(not target.mask.any() for sample in pictures for target in sample.targets)
     assert all(any(text in row.question for text in absent) for row in empty)
+
+
+def test_phrases_are_taught_in_small_letters_as_they_will_be_asked_for(tmp_path):
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    record = {"image": "a.png", "queries": ["the Fire Hydrant", "Where is Anna?"], "mask": None}
+    (tmp_path / "x.jsonl").write_text(json.dumps(record) + "\n")
+    epoch = OwnEpochs(Pictures(open_data(tmp_path)), own("x", parameters=1, pictures=1))(0)
+    questions = " ".join(row.question for row in epoch[0].rows)
+    assert "the fire hydrant" in questions
+    assert "Where is Anna?" in questions
+
+
+def test_the_command_to_type_next_is_about_a_picture_that_is_still_there(made, tmp_path):
+    folder = copy_of(made, tmp_path / "gone")
+    pictures = Pictures(open_data(folder))
+    (folder / "images" / "00.png").unlink()
+    assert pictures.first()[0].name == "01.png"
 
 
 def test_nothing_is_mirrored_unless_asked():

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from dataclasses import asdict
 from types import SimpleNamespace
 
@@ -16,7 +20,7 @@ import self1e
 from self1e.cli.main import main
 from self1e.cli.train import list_recipes
 from self1e.data.scenes import Scenes
-from self1e.errors import CheckpointError, DatasetError, SettingError
+from self1e.errors import CheckpointError, DatasetError, OutputError, SettingError
 from self1e.model import Self1EForConditionalGeneration
 from self1e.training import preflight
 from self1e.training.adapters import attach_adapters
@@ -24,7 +28,8 @@ from self1e.training.card import card
 from self1e.training.merging import merge_checkpoint
 from self1e.training.recipes import RECIPES, change, find_recipe
 from self1e.training.run import check_report_to, check_same, prepare, run
-from self1e.training.watching import Watching, evaluating, measure, restore_best
+from self1e.training.stopping import Interrupted
+from self1e.training.watching import Watching, evaluating, measure, restore
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -116,6 +121,62 @@ def test_another_recipe_does_not_go_on_with_a_run(finished, tiny_model_folder):
     facts["data"]["counts"]["scenes"] = 9
     with pytest.raises(SettingError, match=r"data counts\.scenes: 8 -> 9"):
         check_same(finished / "checkpoint-4", facts)
+
+
+def test_a_damaged_newest_checkpoint_does_not_stop_a_run_from_going_on(finished, tiny_model_folder, tmp_path):
+    for number in (2, 4):
+        shutil.copytree(finished / f"checkpoint-{number}", tmp_path / f"checkpoint-{number}")
+    (tmp_path / "checkpoint-4" / "run.json").write_text('{"recipe": {')
+    final = run(small(tiny_model_folder), out=tmp_path, device="cpu")
+    one, other = (load_file(folder / "model.safetensors") for folder in (finished / "model", final))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    (tmp_path / "checkpoint-4" / "run.json").unlink()
+    (tmp_path / "checkpoint-2" / "run.json").write_text("[]")
+    with pytest.raises(SettingError, match=r"checkpoint-4 holds no run.json that can be read"):
+        run(small(tiny_model_folder), out=tmp_path, device="cpu")
+
+
+def test_folders_that_are_no_run_or_no_folder_are_named(finished, tiny_model_folder, tmp_path):
+    with pytest.raises(SettingError, match=r"this is no checkpoint.*checkpoint-4 is one"):
+        run(small(tiny_model_folder), out=tmp_path, resume=str(finished), device="cpu")
+    with pytest.raises(SettingError, match=r"this is no checkpoint.*--model"):
+        run(small(tiny_model_folder), out=tmp_path, resume=str(finished / "model"), device="cpu")
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "deeper"):
+        with pytest.raises(SettingError, match=r"file.* cannot be a folder"):
+            run(small(tiny_model_folder), out=out, device="cpu")
+
+
+def test_a_second_run_is_kept_out_of_a_folder_until_the_first_is_dead(finished, tiny_model_folder, tmp_path):
+    shutil.copytree(finished / "checkpoint-4", tmp_path / "checkpoint-4")
+    hold = "import sys, time; from pathlib import Path; from self1e.training.locking import only_run\n"
+    hold += "with only_run(Path(sys.argv[1])):\n    print('in', flush=True); time.sleep(100)"
+    with subprocess.Popen([sys.executable, "-c", hold, tmp_path], stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "in\n"
+        with pytest.raises(OutputError, match="another run is training in this folder"):
+            run(small(tiny_model_folder), out=tmp_path, device="cpu")
+        first.kill()
+    assert run(small(tiny_model_folder), out=tmp_path, device="cpu") == tmp_path / "model"
+
+
+def test_a_model_that_cannot_be_written_is_not_half_there_and_the_run_can_be_ended_later(
+    finished, tiny_model_folder, tmp_path, monkeypatch
+):
+    shutil.copytree(finished / "checkpoint-4", tmp_path / "checkpoint-4")
+
+    def fill(model, processor, folder, **others):
+        (folder / "config.json").write_text("{}")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr("self1e.training.run.export_model", fill)
+        with pytest.raises(OutputError, match=r"No space left.*checkpoint-4 is whole: make room"):
+            run(small(tiny_model_folder), out=tmp_path, device="cpu")
+    assert not list(tmp_path.glob("*model*"))
+    final = run(small(tiny_model_folder), out=tmp_path, device="cpu")
+    one, other = (load_file(folder / "model.safetensors") for folder in (finished / "model", final))
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_a_checkpoint_merges_into_what_the_run_has_saved(finished, tmp_path, capsys):
@@ -277,9 +338,46 @@ def test_the_best_model_survives_a_kill_between_two_renames(tmp_path):
     (tmp_path / ".best-before").mkdir()
     (tmp_path / ".best-before" / "best.json").write_text("{}")
     (tmp_path / ".best-8").mkdir()
-    restore_best(tmp_path)
+    restore(tmp_path / "best")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best"]
     assert (tmp_path / "best" / "best.json").is_file()
+
+
+def test_a_signal_cuts_an_evaluation_short_and_saves_what_was_trained(
+    finished, tiny_model_folder, tmp_path, monkeypatch
+):
+    shown = []
+
+    def interrupted(model, processor, samples, *, names):
+        for sample in samples:
+            shown.append(sample.source)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return iter(())
+
+    with monkeypatch.context() as patched:
+        patched.setattr("self1e.training.watching.measure", interrupted)
+        with pytest.raises(Interrupted):
+            run(small(tiny_model_folder, "saving.every=100"), out=tmp_path, device="cpu")
+    assert len(shown) == 1
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+    final = run(small(tiny_model_folder, "saving.every=100"), out=tmp_path, device="cpu")
+    one, other = (load_file(folder / "model.safetensors") for folder in (finished / "model", final))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_what_evaluation_cannot_write_does_not_end_a_run(finished, tiny_model_folder, tmp_path, monkeypatch, caplog):
+    def full(*arguments, **others):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr("self1e.training.watching.export_model", full)
+        disk.setattr("self1e.training.watching.draw_samples", lambda *arguments: SimpleNamespace(save=full))
+        run(small(tiny_model_folder), out=tmp_path, device="cpu")
+    assert "The best model, of step 2, could not be saved" in caplog.text
+    assert "The samples of step 4 could not be drawn" in caplog.text
+    assert not list(tmp_path.glob("*best*"))
+    one, other = (load_file(folder / "model" / "model.safetensors") for folder in (finished, tmp_path))
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_evaluation_waits_for_its_step():

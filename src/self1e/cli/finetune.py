@@ -52,7 +52,7 @@ def finetune(
     The data is checked first. What is held out is chosen by seed, whole pictures at a time.
     """
     _check_options(ignore or [], epochs, steps)
-    source = _open(data, val, split=split, format=format, pictures=pictures)
+    source = _open(data, val, split=split, format=format, pictures=pictures, ignore=ignore or [])
     # Before the slow part, so that a wrong setting or model does not cost a check of all pictures.
     recipe, training, validation = _plan(source, model, epochs, steps, settings or [])
     if not no_check:
@@ -80,15 +80,17 @@ class _Source:
     other: Any = None
     """Data of its own to measure on."""
     other_split: str = ""
+    ignore: frozenset[str] = frozenset(WARNINGS)
+    """Kinds of problems for which an entry, or a region of a mask, is left out."""
 
     def open(self) -> tuple[Any, Any]:
         """Open what is trained on and, if it is said, what is measured."""
         from self1e.data.own.splitting import Pictures
 
-        training = Pictures(_read(self.found, self.train))
+        training = Pictures(_read(self.found, self.train, self.ignore))
         if self.other is not None:
-            return training, Pictures(_read(self.other, self.other_split))
-        return training, Pictures(_read(self.found, self.val)) if self.val else None
+            return training, Pictures(_read(self.other, self.other_split, self.ignore))
+        return training, Pictures(_read(self.found, self.val, self.ignore)) if self.val else None
 
     def to_check(self) -> list[Any]:
         """Put what has to be looked at together, so that leaks are found; data of two formats stays apart."""
@@ -119,7 +121,15 @@ def _check_options(ignore: Sequence[str], epochs: int | None, steps: int | None)
             raise SettingError(f"{name} {value} must be at least 1.")
 
 
-def _open(data: Path, val: Path | None, *, split: str | None, format: str | None, pictures: Path | None) -> _Source:
+def _open(
+    data: Path,
+    val: Path | None,
+    *,
+    split: str | None,
+    format: str | None,
+    pictures: Path | None,
+    ignore: Sequence[str],
+) -> _Source:
     from self1e.data.own import recognise
 
     found = recognise(data, format=format, pictures=pictures)
@@ -130,19 +140,19 @@ def _open(data: Path, val: Path | None, *, split: str | None, format: str | None
         raise SettingError(f"{data} holds splits {', '.join(found.splits)}; say which one to train on: --split.")
     named = next((name for name in _VALIDATION if name in found.splits and name != train), None)
     if val is None:
-        return _Source(found, train, named)
+        return _Source(found, train, named, ignore=frozenset((*WARNINGS, *ignore)))
     other = recognise(val, pictures=pictures)
     names = [name for name in _VALIDATION if name in other.splits] or list(other.splits)
     if len(names) > 1:
         raise SettingError(f"--val {val} holds splits {', '.join(names)}; name the file of one.")
-    return _Source(found, train, None, other, names[0])
+    return _Source(found, train, None, other, names[0], frozenset((*WARNINGS, *ignore)))
 
 
-def _read(found: Any, split: str) -> Any:
+def _read(found: Any, split: str, ignore: frozenset[str]) -> Any:
     from self1e.data.own import open_data
 
     # By its own file, so that a folder with several formats or splits is opened as it was recognised.
-    return open_data(found.root, split=split, format=found.format, pictures=found.pictures)
+    return open_data(found.root, split=split, format=found.format, pictures=found.pictures, ignore=ignore)
 
 
 def _plan(source: _Source, model: str, epochs: int | None, steps: int | None, settings: Sequence[str]) -> Any:

@@ -72,6 +72,7 @@ def choose_strategy(wanted: Strategy | None, *, processes: int, max_tiles: int =
     Raises:
         SettingError: It cannot be had: alone, without DeepSpeed, or against what ``accelerate launch`` was told.
     """
+    _check_launcher()
     launched = launched_strategy()
     if wanted and launched and wanted != launched:
         raise SettingError(
@@ -94,6 +95,16 @@ def choose_strategy(wanted: Strategy | None, *, processes: int, max_tiles: int =
                 "tile grid, so processes would wait for each other's weights in vain; use fsdp2, or data.max_tiles=1."
             )
     return strategy
+
+
+def _check_launcher() -> None:
+    """Refuse ``accelerate launch --cpu --num_processes 2``: it starts one process, and leaves others to ``mpirun``."""
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() not in _NO
+    if on_cpu and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+        raise SettingError(
+            "accelerate launch --cpu has started one process, not several: it leaves that to mpirun. Start them by "
+            "torchrun --nproc-per-node N, or by accelerate launch --multi_gpu --num_processes N with --device cpu."
+        )
 
 
 def shards(strategy: Strategy | None, processes: int) -> int:

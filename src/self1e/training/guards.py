@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import multiprocessing
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,14 +16,19 @@ from self1e.errors import DatasetError, PictureError, SettingError
 logger = logging.getLogger(__name__)
 
 # Pillow says SyntaxError of a PNG whose chunks are broken.
-_UNREADABLE = (DatasetError, PictureError, OSError, SyntaxError)
+UNREADABLE = (DatasetError, PictureError, OSError, SyntaxError)
+"""What a data set raises where a file is missing or damaged."""
+
+
+_MENDED = "could not be read, and now can"
 
 
 class Guarded(Dataset[Any]):
     """A data set in which a few items may be unreadable: the next readable one is shown in place of each.
 
     Which one that is depends on the index alone, so a run that is resumed sees the same items. Each distinct problem
-    is logged once and counted once, over all worker processes and epochs, from the start of this process on.
+    is logged once and counted once, over all worker processes and epochs, from the start of this process on;
+    `Self1ETrainer` counts over all processes that train.
 
     Args:
         dataset: Index-addressable. An item that raises `DatasetError`, `PictureError` or `OSError` is unreadable.
@@ -50,9 +56,32 @@ class Guarded(Dataset[Any]):
             item = (index + step * self.stride) % length
             try:
                 return self.dataset[item]
-            except _UNREADABLE as error:
+            except UNREADABLE as error:
                 self._note(item, error)
         raise DatasetError("No item of the data set can be read.")
+
+    def count(self) -> int:
+        """Count the distinct problems so far."""
+        return int((self._known[:, 1] >= 0).sum())
+
+    def check(self, problems: Iterable[tuple[int, str]]) -> None:
+        """Hold problems, of this process or of all, to the limit.
+
+        Args:
+            problems: Items with what was wrong with them; the same problem may be there several times.
+
+        Raises:
+            TooManyUnreadable: Too many are different; the message lists them.
+        """
+        different: dict[str, int] = {}
+        for item, text in problems:
+            different.setdefault(text if text != _MENDED else f"{item} {text}", item)
+        if len(different) > self.most:
+            listed = "".join(f"\n  item {item}: {text}" for text, item in different.items())
+            raise TooManyUnreadable(
+                f"{len(different)} items cannot be read, and {self.most} may be passed over; "
+                f"repair or remove them, or allow more:{listed}"
+            )
 
     def problems(self) -> list[tuple[int, str]]:
         """List the items that were passed over, with what was wrong with them (they are read once more)."""
@@ -61,10 +90,10 @@ class Guarded(Dataset[Any]):
             if item >= 0:
                 try:
                     self.dataset[item]
-                except _UNREADABLE as error:
+                except UNREADABLE as error:
                     found.append((item, _describe(error)))
                 else:
-                    found.append((item, "could not be read, and now can"))
+                    found.append((item, _MENDED))
         return found
 
     def _note(self, item: int, error: BaseException) -> None:
@@ -81,11 +110,7 @@ class Guarded(Dataset[Any]):
                 "Item %d cannot be read and is passed over (%d of %d): %s", item, place + 1, self.most, problem
             )
             return
-        listed = "".join(f"\n  item {number}: {text}" for number, text in self.problems())
-        raise TooManyUnreadable(
-            f"{self.most + 1} items cannot be read, and {self.most} may be passed over; "
-            f"repair or remove them, or allow more:{listed}"
-        ) from error
+        self.check(self.problems())
 
 
 class TooManyUnreadable(DatasetError):

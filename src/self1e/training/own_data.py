@@ -64,7 +64,8 @@ class OwnEpochs:
         data = self.recipe.data
         augment = OwnAugment(colour=data.colour, mirror=data.mirror) if data.colour or data.mirror else None
         return Epoch(
-            {OWN: Part(samples=self.pictures, augment=augment, absent=data.absent)},
+            # Lower-case phrases, because they will be asked for so: "the Fire Hydrant" is no other thing.
+            {OWN: Part(samples=self.pictures, augment=augment, absent=data.absent, lower=True)},
             batch_size=self.recipe.optim.micro_batch,
             queries=data.queries,
             seed=self.recipe.seed,
@@ -84,7 +85,12 @@ def own_training_data(recipe: Recipe, training: Pictures, validation: Sequence[S
         validation: What is measured; of it, at most ``evaluation.pictures``, and those that can be read.
     """
     measured = Chosen(Readable(validation), recipe.evaluation.pictures) if len(validation) else ()
-    return TrainingData(make_epoch=OwnEpochs(training, recipe), counts={OWN: len(training)}, validation=measured)
+    return TrainingData(
+        make_epoch=OwnEpochs(training, recipe),
+        counts={OWN: len(training)},
+        validation=measured,
+        noted=training.fingerprint,
+    )
 
 
 def count_base(name: str) -> int:

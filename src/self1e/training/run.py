@@ -6,16 +6,18 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 from self1e.configuration import Self1EConfig
-from self1e.errors import SettingError
+from self1e.errors import OutputError, SettingError
 from self1e.files import atomic_write
 from self1e.inference.loading import choose_device, find_model, reading
 from self1e.inference.memory import free_memory
@@ -28,16 +30,18 @@ from self1e.training.adapters import attach_adapters, export_model
 from self1e.training.card import write_card
 from self1e.training.collate import Collator
 from self1e.training.guards import Guarded
+from self1e.training.locking import only_run
 from self1e.training.order import Epochs
 from self1e.training.recipes.overriding import differences
 from self1e.training.recipes.settings import Recipe
 from self1e.training.trainer import Self1ETrainer
-from self1e.training.training_data import Bucketing, TrainingData, open_training_data
-from self1e.training.watching import Watching, restore_best
+from self1e.training.training_data import Bucketing, TrainingData, data_changes, open_training_data
+from self1e.training.watching import BEST, Watching, replace_folder, restore
 
 logger = logging.getLogger(__name__)
 
 RECIPE, FACTS = "recipe.json", "run.json"
+MODEL = "model"
 _MAY_CHANGE = (
     "name",
     "paper",
@@ -205,10 +209,28 @@ def run(
         "commit": find_commit(),
         "versions": versions("self1e", "torch", "transformers", "peft", "accelerate", "numpy", "pillow"),
     }
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingError(f"--out {out} cannot be a folder ({error.strerror}); choose another name.") from error
+    with only_run(out) if process_index() == 0 else nullcontext():
+        return _run(plan, facts, out, resume=resume, report_to=report_to, say=say)
+
+
+def _run(
+    plan: Plan,
+    facts: Mapping[str, Any],
+    out: Path,
+    *,
+    resume: str | Path,
+    report_to: Sequence[str],
+    say: Callable[[str], None],
+) -> Path:
+    recipe = plan.recipe
     start = _resume_from(facts, out, resume)
     if process_index() == 0:
-        restore_best(out)
+        for name in (BEST, MODEL):
+            restore(out / name)
         atomic_write(out / RECIPE, _json(asdict(recipe)))
         atomic_write(out / FACTS, _json(facts))
     set_seed(recipe.seed)
@@ -379,25 +401,38 @@ class Telling(TrainerCallback):
 
 
 def finish(trainer: RunTrainer, processor: Any, out: Path) -> Path:
-    """Save the trained model as a plain one: ``out/model``; and the log: ``out/log.json``."""
-    final = out / "model"
+    """Save the trained model as a plain one: ``out/model``; and the log: ``out/log.json``.
+
+    Raises:
+        OutputError: They cannot be written; the last checkpoint has everything.
+    """
+    final = out / MODEL
     tensors: Any = None
     trained: Any = trainer.model
     if trainer.is_sharded:
         tensors = distributed.gather_model(trained, keep=trainer.args.should_save)
     elif trainer.is_deepspeed_enabled:
         tensors = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    model: Any = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+
+    def write(folder: Path) -> None:
+        export_model(model, processor, folder, state_dict=tensors)
+        for name, content in trainer.beside.items():
+            (folder / name).write_bytes(content)
+        trainer.state.save_to_json(str(folder / "trainer_state.json"))
+        write_card(folder, folder)
+        (folder / "trainer_state.json").unlink()
+
     if trainer.is_world_process_zero():
-        atomic_write(out / "log.json", _json(trainer.state.log_history))
-        model: Any = trainer.accelerator.unwrap_model(trainer.model_wrapped)
         # What runs is decided where it runs: training's choice of kernels is not the user's.
         model.set_attn_implementation("sdpa")
-        export_model(model, processor, final, state_dict=tensors)
-        for name, content in trainer.beside.items():
-            (final / name).write_bytes(content)
-        trainer.state.save_to_json(str(final / "trainer_state.json"))
-        write_card(final, final)
-        (final / "trainer_state.json").unlink()
+        try:
+            atomic_write(out / "log.json", _json(trainer.state.log_history))
+            replace_folder(final, write)
+        except (OSError, SafetensorError) as error:
+            saved = checkpointing.checkpoints(out)
+            kept = f" {saved[-1]} is whole: make room, and run the same command again." if saved else ""
+            raise OutputError(f"{final} could not be saved: {error}.{kept}") from error
     trainer.accelerator.wait_for_everyone()
     return final
 
@@ -414,17 +449,22 @@ def _resume_from(facts: Mapping[str, Any], out: Path, resume: str | Path) -> Any
     if resume == "never":
         checkpointing.check_is_new(out)  # before anything of that run is written over
         return None
-    checkpoint: Path | None
     if resume == "auto":
-        checkpoint = next(iter(reversed(checkpointing.checkpoints(out))), None)
-        if checkpoint is None:
+        found = checkpointing.checkpoints(out)
+        if not found:
             return None
-    else:
-        checkpoint = Path(resume)
-        if not checkpoint.is_dir():
-            raise SettingError(f"--resume {resume}: no such folder; expected auto, never, or a folder checkpoint-N.")
+        # The newest that says what it is of: any other is damaged, and the trainer will go back to the one before.
+        check_same(next((path for path in reversed(found) if _read_facts(path) is not None), found[-1]), facts)
+        return True
+    checkpoint = Path(resume)
+    if not checkpoint.is_dir():
+        raise SettingError(f"--resume {resume}: no such folder; expected auto, never, or a folder checkpoint-N.")
+    if not (checkpoint / checkpointing.MANIFEST).is_file():
+        inside = checkpointing.checkpoints(checkpoint)
+        advice = f"{inside[-1]} is one." if inside else "Or start from a model: --model."
+        raise SettingError(f"--resume {resume}: this is no checkpoint; expected a folder checkpoint-N. {advice}")
     check_same(checkpoint, facts)
-    return True if resume == "auto" else checkpoint
+    return checkpoint
 
 
 def check_same(checkpoint: Path, facts: Mapping[str, Any]) -> None:
@@ -433,20 +473,31 @@ def check_same(checkpoint: Path, facts: Mapping[str, Any]) -> None:
     Raises:
         SettingError: Something that steps depend on differs; the message lists it.
     """
-    path = checkpoint / FACTS
-    if not path.is_file():
-        raise SettingError(f"{checkpoint} holds no {FACTS}: it is not of `self1e train`; start with --model instead.")
-    known = json.loads(path.read_text("utf-8"))
+    known = _read_facts(checkpoint)
+    if known is None:
+        raise SettingError(
+            f"{checkpoint} holds no {FACTS} that can be read: it is damaged, or not of `self1e train`. Choose another "
+            "--out, and start from its weights with --model."
+        )
     changed = [change for change in differences(known["recipe"], facts["recipe"]) if not change.startswith(_MAY_CHANGE)]
     if known["steps"] != facts["steps"] and not changed:
         changed.append(f"steps: {known['steps']} -> {facts['steps']}")
-    if known["data"] != facts["data"]:
-        changed += [f"data {change}" for change in differences(known["data"], facts["data"])]
+    changed += data_changes(known["data"], facts["data"])
     if changed:
         raise SettingError(
             f"{checkpoint} is of another run ({'; '.join(changed)}); going on would mix the two. Use the old settings, "
             "or another --out."
         )
+
+
+def _read_facts(checkpoint: Path) -> dict[str, Any] | None:
+    """Read what a checkpoint is of; None if it does not say."""
+    try:
+        known = json.loads((checkpoint / FACTS).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    is_whole = isinstance(known, dict) and all(isinstance(known.get(name), dict) for name in ("recipe", "data"))
+    return known if is_whole and "steps" in known else None
 
 
 def check_report_to(report_to: Sequence[str]) -> None:

@@ -28,6 +28,7 @@ from self1e.model import Self1EForConditionalGeneration
 from self1e.model.checkpoints.files import read_tensors
 from self1e.training import checkpointing, distributed
 from self1e.training.collate import Collator
+from self1e.training.guards import Guarded
 from self1e.training.order import GlobalBatches
 from self1e.training.stopping import Interrupted, StopSignals, ignore_stop_signals
 
@@ -68,6 +69,7 @@ class Self1ETrainer(Trainer):
         self._parts: dict[str, list[torch.Tensor]] = {}
         self._bad: list[int] = []  # micro-batches of this step whose loss is not a number
         self._micro = 0
+        self._unreadable = 0
         self._signals = StopSignals()
         self._stop = 0
         self._partial: Path | None = None
@@ -234,13 +236,39 @@ class Self1ETrainer(Trainer):
         # Half precision finds its scale by overflowing: there the scaler skips the step.
         scaled = getattr(self.accelerator, "scaler", None) is not None
         is_bad = bool(self._bad) or not (scaled or norm is None or math.isfinite(float(norm)))
-        is_bad, self._stop = self._agree(int(is_bad), self._signals.received)
+        is_bad, self._stop, *unreadable = self._agree(int(is_bad), self._signals.received, *self._unreadable_here())
+        self._check_unreadable(sum(unreadable))
         if is_bad:
             self._skip_or_stop(norm)
             model.zero_grad(set_to_none=True)  # an optimiser leaves what has no gradient as it is, and its state too
             norm = torch.zeros(())
         self._bad, self._micro = [], 0
         return norm
+
+    @property
+    def is_told_to_stop(self) -> bool:
+        """Whether a signal has come to this process."""
+        return bool(self._signals.received)
+
+    def agree_to_stop(self) -> bool:
+        """Tell whether a signal has come to any process; all of them have to ask at the same place."""
+        (self._stop,) = self._agree(max(self._stop, self._signals.received))
+        return bool(self._stop)
+
+    def _unreadable_here(self) -> list[int]:
+        """Count the items that this process has passed over, in its place of a list of all processes."""
+        if self.args.world_size == 1 or not isinstance(self.train_dataset, Guarded):
+            return []
+        counts = [0] * self.args.world_size
+        counts[self.args.process_index] = self.train_dataset.count()
+        return counts
+
+    def _check_unreadable(self, total: int) -> None:
+        """Hold all processes together to the limit that each of them holds itself to."""
+        if not isinstance(self.train_dataset, Guarded) or total <= max(self.train_dataset.most, self._unreadable):
+            return
+        self._unreadable = total  # several may have met the same one: what they met is compared once
+        self.train_dataset.check(gather_object(self.train_dataset.problems()))
 
     def _agree(self, *flags: int) -> list[int]:
         """Take the largest of each over all processes, so that all of them do the same."""

@@ -18,6 +18,8 @@ from self1e.data.scenes import Scenes
 from self1e.errors import DatasetError, SettingError
 from self1e.processing import prompts
 from self1e.training.batching import bucketed
+from self1e.training.guards import UNREADABLE
+from self1e.training.recipes.overriding import differences
 from self1e.training.recipes.settings import Recipe
 
 SCENES = "scenes"
@@ -34,20 +36,44 @@ class TrainingData:
     """Items of one epoch, by part."""
     validation: Sequence[Sample] = ()
     """What evaluation during training segments."""
+    noted: Callable[[], str] | None = None
+    """Hashes all annotations, where they are small enough for it."""
 
     def fingerprint(self) -> dict[str, Any]:
-        """Say what the data is, for a checkpoint: counts by part, and a hash of them and of a few items.
+        """Say what the data is, for a checkpoint: counts by part, and hashes of all annotations and of a few items.
 
-        The hash covers questions, picture sizes and sources of up to 8 items spread over the first epoch, so that
-        other files of the same number are noticed.
+        The items are up to 8, spread over the first epoch, with their questions, picture size and source, so that
+        other files of the same number are noticed. Of one that cannot be read nothing is known: None.
         """
         epoch = self.make_epoch(0)
-        digest = hashlib.sha256(json.dumps(dict(self.counts), sort_keys=True).encode())
-        for index in sorted({len(epoch) * step // 8 for step in range(8)}):
-            item = epoch[index]
-            told = [item.source, item.image.size, [(row.question, row.answer) for row in item.rows]]
-            digest.update(json.dumps(told).encode())
-        return {"counts": dict(self.counts), "items": len(epoch), "sha256": digest.hexdigest()}
+        shown = [_hash_item(epoch, index) for index in sorted({len(epoch) * step // 8 for step in range(8)})]
+        found = {"counts": dict(self.counts), "items": len(epoch), "shown": shown}
+        return found if self.noted is None else found | {"annotations": self.noted()}
+
+
+def data_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Tell what differs between two fingerprints; what one of them does not know, differs in nothing."""
+    changed = [
+        f"data {line}"
+        for line in differences(
+            {name: before[name] for name in before if name in now and name != "shown"},
+            {name: now[name] for name in now if name in before and name != "shown"},
+        )
+    ]
+    pairs = zip(before.get("shown", ()), now.get("shown", ()), strict=False)
+    others = sum(None not in pair and pair[0] != pair[1] for pair in pairs)
+    if others and not changed:
+        changed.append(f"data: {others} of {len(now['shown'])} items that were compared are others")
+    return changed
+
+
+def _hash_item(epoch: Mixture, index: int) -> str | None:
+    try:
+        item = epoch[index]
+    except UNREADABLE:
+        return None
+    told = [item.source, item.image.size, [(row.question, row.answer) for row in item.rows]]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

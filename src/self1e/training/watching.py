@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from PIL import Image
+from safetensors import SafetensorError
 from transformers import TrainerCallback
 
 from self1e.data.sample import Sample, Target
@@ -60,23 +62,33 @@ class Watching(TrainerCallback):
     ) -> None:
         self.trainer, self.processor, self.samples = trainer, processor, samples
         self.settings, self.out, self.say = settings, out, say
+        self._has_failed = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Measure when it is time, and after the last step."""
+        """Measure when it is time, and after the last step; a signal to stop cuts it short, if steps are left."""
         if state.global_step % self.settings.every and state.global_step < state.max_steps:
             return
         started, should_log = time.perf_counter(), control.should_log
         model = self.trainer.accelerator.unwrap_model(self.trainer.model_wrapped)
+        can_stop = state.global_step < state.max_steps
         with evaluating(model, bf16=args.bf16):
-            metric = self._measure(model)
+            metric = self._measure(model, can_stop=can_stop)
+            if can_stop and self.trainer.agree_to_stop():
+                control.should_log = control.should_save = control.should_training_stop = True
+                self.say(f"step {state.global_step}: not measured to the end, because the run is to stop")
+                return
             if state.is_world_process_zero:
                 self._draw(model, state.global_step)
+        if not len(metric):
+            self.trainer.pauses += time.perf_counter() - started
+            self.say(f"step {state.global_step}: nothing is measured: no picture that is held out has a query")
+            return
         found = {"eval_ciou": round(metric.ciou, 4), "eval_giou": round(metric.giou, 4)}
         name = f"eval_{self.settings.metric}"
         best = max((line[name] for line in state.log_history if name in line), default=-1.0)
         self.trainer.log(found)
         control.should_log = should_log  # which every log entry resets: the step's own is still to come
-        is_best = found[name] > best
+        is_best = found[name] > best or self._has_failed
         if is_best and state.is_world_process_zero:
             self._keep(model, {"step": state.global_step, **found})
         self.trainer.accelerator.wait_for_everyone()
@@ -84,10 +96,11 @@ class Watching(TrainerCallback):
         self.trainer.pauses += time.perf_counter() - started
         self.say(f"{told} on {len(metric)} queries{', the best so far' if is_best else ''}")
 
-    def _measure(self, model: Any) -> MaskIoU:
+    def _measure(self, model: Any, *, can_stop: bool) -> MaskIoU:
         accelerator = self.trainer.accelerator
         mine = range(accelerator.process_index, len(self.samples), accelerator.num_processes)
-        rows = list(measure(model, self.processor, (self.samples[i] for i in mine), names=mine))
+        wanted = (self.samples[i] for i in takewhile(lambda _: not (can_stop and self.trainer.is_told_to_stop), mine))
+        rows = list(measure(model, self.processor, wanted, names=mine))
         metric = MaskIoU()
         for row in gather_object(rows):
             metric.add_row(row)
@@ -98,36 +111,52 @@ class Watching(TrainerCallback):
         if not shown:
             return
         folder = self.out / SAMPLES
-        folder.mkdir(parents=True, exist_ok=True)
         picture = draw_samples(model, self.processor, shown)
         temporary = folder / f".step-{step:04d}.partial.png"
-        picture.save(temporary)
-        temporary.replace(folder / f"step-{step:04d}.png")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            picture.save(temporary)
+            temporary.replace(folder / f"step-{step:04d}.png")
+        except OSError as error:  # no reason to lose a run
+            temporary.unlink(missing_ok=True)
+            logger.warning("The samples of step %d could not be drawn into %s: %s", step, folder, error)
 
     def _keep(self, model: Any, facts: dict[str, Any]) -> None:
-        """Replace ``best`` by the model as it is now; what has this name is always complete."""
-        written = self.out / f".{BEST}-{facts['step']}"
-        shutil.rmtree(written, ignore_errors=True)
-        with new_folder(written) as folder:
+        """Replace ``best`` by the model as it is now; where that fails, the next one that is measured is kept."""
+
+        def write(folder: Path) -> None:
             export_model(model, self.processor, folder, dtype=torch.bfloat16)
             (folder / "best.json").write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
-        best, before = self.out / BEST, self.out / f".{BEST}-before"
-        shutil.rmtree(before, ignore_errors=True)
-        if best.is_dir():
-            best.rename(before)
-        written.rename(best)
-        shutil.rmtree(before, ignore_errors=True)
+
+        try:
+            replace_folder(self.out / BEST, write)
+            self._has_failed = False
+        except (OSError, SafetensorError) as error:
+            self._has_failed = True
+            logger.warning("The best model, of step %d, could not be saved: %s", facts["step"], error)
 
 
-def restore_best(out: Path) -> None:
-    """Bring back the best model where a process was killed between two renames, and remove what it has left."""
-    best, before = out / BEST, out / f".{BEST}-before"
-    if before.is_dir() and not best.is_dir():
-        before.rename(best)
-    for left in out.glob(f".{BEST}-*") if out.is_dir() else ():
-        shutil.rmtree(left, ignore_errors=True)
-    for left in out.glob(f"..{BEST}-*.partial") if out.is_dir() else ():
-        shutil.rmtree(left, ignore_errors=True)
+def replace_folder(final: Path, write: Callable[[Path], object]) -> None:
+    """Write a folder anew: what has the name is complete at any instant, old or new; after a kill see `restore`."""
+    written, before = final.with_name(f".{final.name}-new"), final.with_name(f".{final.name}-before")
+    shutil.rmtree(written, ignore_errors=True)
+    with new_folder(written) as folder:
+        write(folder)
+    shutil.rmtree(before, ignore_errors=True)
+    if final.is_dir():
+        final.rename(before)
+    written.rename(final)
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def restore(final: Path) -> None:
+    """Bring back what `replace_folder` has replaced where a process was killed between two renames; tidy up."""
+    before = final.with_name(f".{final.name}-before")
+    if before.is_dir() and not final.is_dir():
+        before.rename(final)
+    for pattern in (f".{final.name}-*", f"..{final.name}-*.partial"):
+        for left in final.parent.glob(pattern):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 @contextmanager

@@ -8,6 +8,11 @@ A training checkpoint of the published code holds (METHOD 1.4), beside what a me
 
 The module's weight is ``W + scale * B A`` with ``scale = alpha / r``. r is the number of rows of A. alpha stands in
 no tensor: the published code always takes 2 r (METHOD 6.3), and so does InternVL's own LoRA training.
+
+PEFT can also train whole modules beside its adapters (``modules_to_save``); of each it stores what it was and what it
+has become, and the latter counts::
+
+    lm_head.original_module.weight    lm_head.modules_to_save.default.weight
 """
 
 from __future__ import annotations
@@ -26,6 +31,8 @@ from self1e.errors import CheckpointError, SettingError
 
 _WRAPPED = re.compile(r"^(language_model\.|vision_model\.|)base_model\.model\.")
 _SIDE = re.compile(r"^(?P<module>.+)\.lora_(?P<side>[AB])(?:\.(?P<adapter>[^.]+))?\.weight$")
+_SAVED = re.compile(r"\.modules_to_save\.(?P<adapter>[^.]+)\.")
+_ORIGINAL = ".original_module."
 _PUBLISHED_RATIO = 2.0
 
 
@@ -71,9 +78,12 @@ def find_attached(names: Iterable[str]) -> Attached:
             adapters.add(match["adapter"] or "default")
             sides.setdefault(match["module"], {})[match["side"]] = name
             continue
-        plain = plain.replace(".base_layer.", ".")
-        if plain in found.plain:
-            found.unexpected.append(name)
+        if saved := _SAVED.search(plain):
+            adapters.add(saved["adapter"])
+        is_original = _ORIGINAL in plain
+        plain = _SAVED.sub(".", plain).replace(_ORIGINAL, ".").replace(".base_layer.", ".")
+        if plain in found.plain:  # names are sorted: "modules_to_save" comes before "original_module"
+            found.unexpected += [] if is_original else [name]
         else:
             found.plain[plain] = name
     if len(adapters) > 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass, replace
+from math import isfinite
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from self1e.errors import SettingError, did_you_mean
@@ -109,12 +110,18 @@ def _read(name: str, text: str, kind: Any) -> Any:
             )
         return text
     if get_origin(kind) is tuple:
-        return tuple(part.strip() for part in text.split(",") if part.strip())
+        parts = tuple(part.strip() for part in text.split(",") if part.strip())
+        if not parts:
+            raise SettingError(f"{name}= names nothing; separate several by commas, or write none.")
+        return parts
     if kind is bool:
         if text.lower() not in ("true", "false"):
             raise SettingError(f"{name}={text!r} must be true or false.")
         return text.lower() == "true"
     try:
-        return kind(text)
+        value = kind(text)
     except ValueError as error:
         raise SettingError(f"{name}={text!r} must be {'a whole number' if kind is int else 'a number'}.") from error
+    if kind is float and not isfinite(value):
+        raise SettingError(f"{name}={text!r} must be a finite number.")
+    return value

@@ -39,6 +39,10 @@ class ModelSettings:
     frozen_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of weights that do not change; those that do are float32 (METHOD 6.4: bf16 with float32 masters)."""
 
+    def __post_init__(self) -> None:
+        if self.num_seg_tokens < 1:
+            raise SettingError(f"model.num_seg_tokens={self.num_seg_tokens} must be at least 1.")
+
     def switches(self) -> dict[str, Any]:
         """The switches of `Self1EConfig` that are set whatever the base says by itself."""
         if self.keep_switches:
@@ -138,6 +142,16 @@ class DataSettings:
         copies = (self.semantic, self.referring_copies, self.reasoning, self.instructions)
         if min(copies) < 1 or self.epochs < 1:
             raise SettingError("data: copies and epochs must be whole numbers from 1; leave sets out by data.sets.")
+        for name, least in (
+            ("max_tiles", 1),
+            ("max_length", 1),
+            ("target_side", 1),
+            ("workers", 0),
+            ("most_unreadable", 0),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise SettingError(f"data.{name}={value} must be at least {least}.")
         if self.pictures is not None and self.pictures < 1:
             raise SettingError(f"data.pictures={self.pictures} must be at least 1, or none for all.")
         if self.source == "scenes" and self.pictures is None:
@@ -184,8 +198,14 @@ class OptimSettings:
             raise SettingError(f"optim.{wrong[0]}={getattr(self, wrong[0])} must be at least 1.")
         if self.steps is not None and self.steps < 1:
             raise SettingError(f"optim.steps={self.steps} must be at least 1, or none for data.epochs epochs.")
-        if self.learning_rate <= 0:
-            raise SettingError(f"optim.learning_rate={self.learning_rate} must be above 0.")
+        if self.learning_rate <= 0 or self.eps <= 0:
+            raise SettingError(f"optim.learning_rate={self.learning_rate} and optim.eps={self.eps} must be above 0.")
+        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
+            raise SettingError(f"optim.beta1={self.beta1} and optim.beta2={self.beta2} must be from 0 to below 1.")
+        least = ("warmup_steps", "weight_decay", "max_grad_norm", "most_skipped")
+        wrong = [name for name in least if getattr(self, name) < 0]
+        if wrong:
+            raise SettingError(f"optim.{wrong[0]}={getattr(self, wrong[0])} must be at least 0.")
 
     def accumulation(self, workers: int) -> int:
         """Micro-batches per process and step.
@@ -216,6 +236,12 @@ class LossSettings:
     text: float = 1.0
     bce: float = 2.0
     dice: float = 0.5
+
+    def __post_init__(self) -> None:
+        if min(self.text, self.bce, self.dice) < 0 or max(self.text, self.bce, self.dice) == 0:
+            raise SettingError(
+                f"loss: text={self.text}, bce={self.bce} and dice={self.dice} must be at least 0, and one above it."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,3 +305,7 @@ class Recipe:
     distributed: DistributedSettings = field(default_factory=DistributedSettings)
     seed: int = 42
     """Published: 42."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise SettingError(f"seed={self.seed} must be from 0 to {2**32 - 1}.")
