@@ -225,3 +225,11 @@ def test_what_the_base_needs_is_said_before_the_model_is_loaded(run, monkeypatch
     ]:
         status, _, err = run(*given, piped="What?\n")
         assert (status, told in err) == (2, True)
+
+
+def test_bytes_that_are_no_letters_end_no_conversation(run, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"/mode text\ncaf\xe9?\nAnd?\n/save s.json\n")))
+    status, _, err = run("--out", "o")
+    assert (status, err) == (0, "")
+    turns = json.loads(Path("s.json").read_text("utf-8"))["turns"]
+    assert [turn["question"] for turn in turns] == ["caf\ufffd?", "And?"]

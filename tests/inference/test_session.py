@@ -13,7 +13,7 @@ import torch
 
 import self1e
 from self1e.data.scenes import Scenes
-from self1e.errors import CheckpointError, PictureError, PromptError, SettingError
+from self1e.errors import CheckpointError, OutputError, PictureError, PromptError, SettingError
 from self1e.inference import loading
 from self1e.inference.segmenter import Self1E
 from self1e.inference.session import Done, Mask, NotThere, Session, TextDelta, check_mode
@@ -662,6 +662,9 @@ def test_settings_that_cannot_work(tiny_model, pictures):
         session.ask("  ")
     with pytest.raises(SettingError, match="max_new_tokens=True"):
         session.ask("What?", max_new_tokens=True)
+    for mode in ("text", "segment"):
+        with pytest.raises(PromptError, match="half of a surrogate pair"):
+            session.ask("caf\udce9", mode=mode)
 
 
 # ---------------------------------------------------------------------- files
@@ -783,8 +786,10 @@ def test_a_half_written_file_is_refused_and_an_earlier_one_stays(tiny_model, sav
 
     with monkeypatch.context() as broken:
         broken.setattr("pathlib.Path.replace", fail)
-        with pytest.raises(OSError, match="disk full"):
+        with pytest.raises(OutputError, match=r"talk\.json: cannot be written: disk full"):
             session.save(path)
+    with pytest.raises(OutputError, match="cannot be written: No such file"):
+        session.save(path.parent / "no" / "talk.json")
     assert path.read_bytes() == whole
     assert [one.name for one in path.parent.glob(".*")] == []
 

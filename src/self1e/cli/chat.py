@@ -110,6 +110,9 @@ def _lines(script: Path | None) -> Iterator[str] | None:
         except (OSError, UnicodeDecodeError) as error:
             raise SettingError(f"--script {script}: cannot be read as UTF-8 text: {error}.") from error
         return iter(text.splitlines())
+    reconfigure = getattr(sys.stdin, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="replace")  # a byte that is no letter ends no conversation
     return None if sys.stdin.isatty() else (line.rstrip("\n") for line in sys.stdin)
 
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import numpy as np
 
-from self1e.errors import CheckpointError, PictureError, SettingError
+from self1e.errors import CheckpointError, OutputError, PictureError, SettingError
 from self1e.files import atomic_write
 from self1e.inference.events import Adapter, Stopped
 from self1e.inference.folder import fingerprint
@@ -62,7 +62,10 @@ def save_session(session: Session, path: Path) -> Path:
         "turns": [_turn_entry(turn) for turn in session.turns],
     }
     text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
-    return atomic_write(path, text.encode("utf-8", "backslashreplace"))
+    try:
+        return atomic_write(path, text.encode("utf-8", "backslashreplace"))
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}.") from error
 
 
 def load_session(cls: type[SomeSession], path: Path, model: Self1E, picture: Any = None) -> SomeSession:

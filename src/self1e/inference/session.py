@@ -519,7 +519,11 @@ class Session:
     # ------------------------------------------------------------------ files
 
     def save(self, path: str | Path) -> Path:
-        """Write the conversation with its masks as JSON, see `self1e.inference.saved_session`."""
+        """Write the conversation with its masks as JSON, see `self1e.inference.saved_session`.
+
+        Raises:
+            OutputError: The file cannot be written; an earlier one is as it was.
+        """
         from self1e.inference.saved_session import save_session
 
         return save_session(self, Path(path))

@@ -447,6 +447,7 @@ class Self1EProcessor(ProcessorMixin):
         text is cut inside each spelling and the parts are encoded one by one: every character survives, and the
         control token's id cannot appear.
         """
+        _check_letters(words)
         ids: list[int] = []
         for part in _cut(words, lead, self._spelling):
             # Behind a control token every part is encoded as in the middle of a text, not as its beginning.
@@ -660,6 +661,16 @@ def _check_turns(turns: Sequence[tuple[str, str | None]], num_tiles: int) -> Non
             f"The question begins with {prompts.IMAGE_PLACEHOLDER} but num_tiles=0; "
             "pass the tiles of its picture, or take the placeholder out."
         )
+
+
+def _check_letters(words: str) -> None:
+    try:
+        words.encode()
+    except UnicodeEncodeError as error:
+        raise PromptError(
+            f"{words!r:.80} holds {words[error.start]!r}, half of a surrogate pair, which is no character: the words "
+            "were not decoded as what they are; read them as UTF-8, or with errors='replace'."
+        ) from error
 
 
 def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
