@@ -254,7 +254,7 @@ def _see_tab(acts: _Acts, picture: Any) -> dict[str, Any]:
     go = gr.Button("Look inside", variant="primary", elem_id="see-go")
     status = gr.HTML(elem_id="see-status")
     stages = gr.Gallery(
-        label="The mask after each stage; the last is the model's",
+        label="The mask after each stage",
         columns=2,
         object_fit="contain",
         height="auto",

@@ -102,7 +102,8 @@ _STYLE = """
 .s1-problem {margin: .3rem 0; padding: .5rem .7rem; border-left: 4px solid #c62828; border-radius: 4px;
   background: var(--error-background-fill); color: var(--body-text-color)}
 .s1-table {width: 100%; border-collapse: collapse; font-size: .95rem}
-.s1-table th, .s1-table td {padding: .35rem .5rem; text-align: left; vertical-align: baseline;
+.gradio-container .s1-table.s1-table :is(table, tr, th, td), .gradio-container .s1-table.s1-table {border: 0}
+.gradio-container .s1-table.s1-table :is(th, td) {padding: .35rem .5rem; text-align: left; vertical-align: baseline;
   border-bottom: 1px solid var(--border-color-primary); overflow-wrap: anywhere}
 .s1-table thead th {white-space: nowrap}
 .s1-table tbody th {font-weight: 400}
@@ -114,10 +115,13 @@ _STYLE = """
 #layers label::before {content: ""; margin-right: .1rem}
 #file:has(.empty), #map-file:has(.empty), #talk-file:has(.empty), #talk button[title="Share"],
 #talk button[aria-label="Share"] {display: none}
+#stages .grid-wrap {max-height: none; padding-top: 1.4rem}
+#stages .caption-label {white-space: normal; text-overflow: clip}
 #picture img, #result img, #map img {object-fit: contain}
 .gradio-container :focus-visible {outline: 3px solid #1e88e5; outline-offset: 2px}
 @media (max-width: 640px) {
   .gradio-container {padding: .5rem !important}
   .s1-table {font-size: .9rem}
+  #stages .grid-container {grid-template-columns: 1fr}
 }
 """
