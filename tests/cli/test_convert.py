@@ -60,7 +60,7 @@ def test_back_to_the_published_names(run, tiny_model_folder, tmp_path):
     [
         (("convert", "{lora}", "{tmp}/out"), 1, "holds no tokenizer; released SELF1E weights come without"),
         (("convert", "{lora}", "{tmp}/lora"), 2, "exists and is not an empty folder"),
-        (("convert", "{lora}", "{tmp}/out", "--to", "mine"), 2, "layout='mine' is unknown"),
+        (("convert", "{lora}", "{tmp}/out", "--to", "mine"), 2, "--to mine is unknown"),
         (("convert", "{tmp}/weights.bin", "{tmp}/out"), 1, "pickled weights only (weights.bin)"),
         (("convert", "./gone", "{tmp}/out"), 1, "no such folder"),
     ],

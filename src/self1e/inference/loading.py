@@ -67,6 +67,11 @@ def _check_folder(folder: Path, needs_tokenizer: bool) -> None:
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be read: {error.strerror}.") from error
     if "config.json" not in names:
+        if "model.onnx" in names:
+            raise CheckpointError(
+                f"{folder}: holds an exported graph and no weights for torch; open it with "
+                "self1e.inference.onnx_runtime.OnnxSegmenter, or load the model that it was exported from."
+            )
         shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
         raise CheckpointError(f"{folder}: holds no config.json (found: {shown or 'nothing'}); expected a saved model.")
     if needs_tokenizer and not set(names) & set(TOKENIZER_FILES):
