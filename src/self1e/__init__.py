@@ -28,8 +28,10 @@ if TYPE_CHECKING:
         ShortageError,
         TrainingError,
     )
-    from self1e.inference.folder import segment_folder
+    from self1e.inference.folder import FolderReport, segment_folder
+    from self1e.inference.parts import PartOptions
     from self1e.inference.segmenter import EncodedPicture, Self1E, load
+    from self1e.inference.semantic import SemanticMap
     from self1e.inference.session import Session
     from self1e.model.modeling import Self1EForConditionalGeneration
     from self1e.processing.image import Self1EImageProcessor
@@ -46,6 +48,8 @@ _HOME = {
     "EncodedPicture": "self1e.inference.segmenter",
     "Session": "self1e.inference.session",
     "Segmentation": "self1e.structures",
+    "SemanticMap": "self1e.inference.semantic",
+    "PartOptions": "self1e.inference.parts",
     "TileGrid": "self1e.structures",
     "Self1EConfig": "self1e.configuration",
     "Self1EForConditionalGeneration": "self1e.model",
@@ -64,14 +68,17 @@ _HOME = {
     "PictureLimits": "self1e.processing.limits",
     "open_picture": "self1e.processing.pictures",
     "segment_folder": "self1e.inference.folder",
+    "FolderReport": "self1e.inference.folder",
 }
 
 __all__ = [
     "CheckpointError",
     "DatasetError",
     "EncodedPicture",
+    "FolderReport",
     "MissingDependencyError",
     "OutputError",
+    "PartOptions",
     "PictureError",
     "PictureLimits",
     "PromptError",
@@ -82,6 +89,7 @@ __all__ = [
     "Self1EForConditionalGeneration",
     "Self1EImageProcessor",
     "Self1EProcessor",
+    "SemanticMap",
     "Session",
     "SettingError",
     "ShortageError",
