@@ -93,16 +93,37 @@ def recipe(model: Path, strategy: str) -> Recipe:
     )
 
 
+def let_deepspeed_use_the_cpu() -> None:
+    """Have accelerate start DeepSpeed without a GPU: it knows gloo for its own processes only.
+
+    Before that: ``DS_ACCELERATOR=cpu ACCELERATE_TORCH_DEVICE=cpu``.
+    """
+    from accelerate.state import DistributedType, PartialState
+    from transformers import TrainingArguments
+
+    class Arguments(TrainingArguments):
+        def __init__(self, **settings: Any) -> None:
+            super().__init__(**settings | {"use_cpu": False})
+
+    patched: Any = PartialState
+    patched._prepare_backend = lambda *_, **__: ("gloo", DistributedType.NO)
+    run.TrainingArguments = Arguments  # type: ignore[misc]
+
+
 def train(model: Path, out: Path, strategy: str, checkpoint: str | None = None) -> None:
     """Run the recipe; gradients of each step go into ``out/gradients-STEP.safetensors``."""
 
     class Recording(run.RunTrainer):
         def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
             norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+            if self.is_deepspeed_enabled:  # its gradients are its own
+                return norm
             plain = self.accelerator.unwrap_model(model)
             write(gradients(plain), out / f"gradients-{self.state.global_step + 1}.safetensors")
             return norm
 
+    if strategy in ("zero2", "zero3"):
+        let_deepspeed_use_the_cpu()
     original, run.RunTrainer = run.RunTrainer, Recording  # type: ignore[misc]
     try:
         data = TrainingData(make_epoch=Items, counts={"noise": len(KINDS)})  # type: ignore[arg-type]
