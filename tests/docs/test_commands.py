@@ -355,7 +355,7 @@ def _bare(line: str) -> str:
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch, pictures, tiny_model_folder):
+def place(tmp_path, monkeypatch, pictures, tiny_model_folder, trained_folder, base_folder):
     """A folder with everything that the pages name; a tiny model is nano, and every other model."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(loading, "NANO", tiny_model_folder)
@@ -372,6 +372,8 @@ def place(tmp_path, monkeypatch, pictures, tiny_model_folder):
     Path("photos/queries.jsonl").write_text(tables[1])
     for name in ("path/to/model", "SRC", "FOLDER"):
         shutil.copytree(tiny_model_folder, name)
+    shutil.copytree(trained_folder, "runs/my/checkpoint-2000")
+    shutil.copytree(base_folder, "InternVL3-2B")
     return tmp_path
 
 
