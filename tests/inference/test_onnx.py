@@ -187,11 +187,14 @@ def test_onnxruntime_gives_the_models_logits(tiny_model, exported, case):
     np.testing.assert_allclose(run_onnx(session, inputs_of(tiny_model, *case)), expected, atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize(("family", "encoder"), [("qwen3", "qwen3"), ("llama", "rms_encoder")])
-def test_every_family_is_exported(load_script, tmp_path, family, encoder):
+OTHER = {"attention": "image_text", "seg_readout": "at", "fine": "scan", "unshuffle": "three", "num_seg_tokens": 4}
+
+
+@pytest.mark.parametrize(("family", "encoder", "switches"), [("qwen3", "qwen3", {}), ("llama", "rms_encoder", OTHER)])
+def test_every_family_is_exported(load_script, tmp_path, family, encoder, switches):
     """Qwen2 is above; Llama is also what InternLM2 is loaded as; this encoder is that of the bases with 6B of it."""
     recorder = load_script("record_goldens")
-    model = recorder.tiny_model(family, encoder=recorder.CASES[encoder][1])
+    model = recorder.tiny_model(family, encoder=recorder.CASES[encoder][1], **switches)
     save(to_onnx(trace(MaskGraph(model))), tmp_path / "model.onnx")
     assert model.config._attn_implementation == "eager", "as it was"
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))

@@ -37,10 +37,10 @@ _INLINE_BYTES = 1_500_000_000  # a protobuf holds at most 2 GB: larger weights g
 def export_program(segmenter: Any) -> torch.export.ExportedProgram:
     """Trace a model with ``torch.export``.
 
-    ``.module()`` of what it returns is called with pixels, ids and layout, as `MaskGraph` is.
+    ``.module()`` of what it returns is called with pixels, ids and layout, see `self1e.inference.mask_graph`.
 
     Args:
-        segmenter: From ``self1e.load(..., dtype="float32")``.
+        segmenter: From ``self1e.load(..., device="cpu", dtype="float32")``.
 
     Raises:
         SettingError: The model cannot be exported; the message says why.
@@ -88,7 +88,7 @@ def export_onnx(segmenter: Any, target: str | Path, *, opset: int = OPSET) -> Pa
     """Write a model as ONNX, with all that `self1e.inference.onnx_runtime.OnnxSegmenter` needs to use it.
 
     Args:
-        segmenter: From ``self1e.load(..., dtype="float32")``.
+        segmenter: From ``self1e.load(..., device="cpu", dtype="float32")``.
         target: Folder to make; it must not exist, or be empty.
         opset: Version of ONNX's operators, 18 to 23.
 
