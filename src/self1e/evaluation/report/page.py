@@ -52,8 +52,8 @@ class Photographs:
         """Class of a picture; the first time its pixels are kept."""
         if key not in self._rules:
             width, height = panels.small_size(found.image)
-            url = panels.photograph_url(found.image)
-            self._rules[key] = f".p{len(self._rules)} .pic{{aspect-ratio:{width}/{height};background-image:url({url})}}"
+            shape = f"aspect-ratio:{width}/{height};background-image:url({panels.photograph_url(found.image)})"
+            self._rules[key] = f".p{len(self._rules)} .pic{{{shape};--ratio:{width / height:.4f}}}"
         return f"p{list(self._rules).index(key)}"
 
     @property
@@ -81,12 +81,19 @@ def card(case: Case, found: Found | None, section: Section, photographs: Photogr
         "words": " ".join([words, str(row.get("prediction", "")), row["id"]]).lower(),
     }
     attributes = " ".join(f'data-{name}="{escape(value)}"' for name, value in data.items())
-    facts = [run.dataset, row["id"], case.size, f"{row['gt_area']} pixels" if row.get("gt_area") else "", *case.tags]
+    facts = [
+        run.dataset,
+        row["id"] if words else "",
+        case.size,
+        f"{row['gt_area']} pixels" if row.get("gt_area") else "",
+        *case.tags,
+    ]
     if row.get("score") is not None:
         facts.append(f"confidence {row['score']:.2f}")
     if row["failed"]:
         facts.append(f"failed: {row.get('error', 'no prediction')}")
     kind = "" if found is None else photographs.name(f"{run.dataset}/{row.get('unit')}", found)
+    kind += " portrait" if found is not None and found.image.width < found.image.height else ""
     inside = "" if found is None else _answer(row, found, case) if found.truth is None else _panels(found)
     title = escape(words or row["id"])
     return (
@@ -104,16 +111,22 @@ def _values(values: Sequence[str]) -> str:
 def _panels(found: Found) -> str:
     figures = [("picture", "")]
     figures += [(name, f'<img src="{url}" alt="">') for name, url in panels.layers(found)]
+    empty = {} if found.classes else {"truth": found.truth, "prediction": found.prediction}
     drawn = "".join(
         f'<figure><button type="button" aria-label="{name}, enlarge">'
         f'<span class="{"pic over" if layer else "pic"}">{layer}</span></button>'
-        f"<figcaption>{name}</figcaption></figure>"
+        f"<figcaption>{name}{_note(empty.get(name))}</figcaption></figure>"
         for name, layer in figures
     )
     legend = ""
     if found.classes:
         legend = _legend([*panels.class_legend(found), ("wrong class", panels.EXTRA)])
     return f'<div class="panels">{drawn}</div>{legend}'
+
+
+def _note(mask: Any) -> str:
+    """A panel without colour looks like a mistake unless it is said that nothing is there."""
+    return "" if mask is None or mask.any() else ": nothing"
 
 
 def _answer(row: dict[str, Any], found: Found, case: Case) -> str:
@@ -233,9 +246,9 @@ def _samples(sections: Sequence[Section]) -> str:
     tags = sorted({tag for section in sections for tag in section.tags})
     choices = [
         ("run", "Benchmark", [section.name for section in sections]),
-        ("pick", "Choice", [*PICKS, "failed"]),
+        ("pick", "Chosen as", [*PICKS, "failed"]),
         ("size", "Size of the target", list(SIZES)),
-        ("length", "Words", list(LENGTHS)),
+        ("length", "Length of the words", list(LENGTHS)),
         ("tag", "Category", tags),
     ]
     selects = "".join(
@@ -260,7 +273,7 @@ def _samples(sections: Sequence[Section]) -> str:
         f"medium below 96 x 96.</p>{legend}"
         f'<form class="filters" onsubmit="return false" aria-label="Filters">{selects}'
         '<label>Search in the words<input id="words" type="search" autocomplete="off"></label>'
-        '<label>&nbsp;<input id="reset" type="button" value="Show all"></label>'
+        '<button id="reset" type="button">Show all</button>'
         '<output id="count" aria-live="polite"></output></form>'
         '<p id="none" hidden>No sample shown here fits all of these.</p>'
         + "\n".join(one for section in sections for one in section.cards)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
@@ -40,21 +41,27 @@ def paper_table(filled: FilledTable) -> str:
     title = f"Table {wanted.number}: {wanted.title}"
     head = ["", *(escape(column.label) for column in wanted.columns)]
     return (
-        f'<h3>{escape(title)}</h3><p class="faint">Published: {escape(wanted.protocol)}.</p>{table(head, rows, title)}'
+        f'<h3>{escape(title)}</h3><p class="faint">Published: {with_code(wanted.protocol)}.</p>'
+        f"{table(head, rows, title)}"
     )
+
+
+def with_code(text: str) -> str:
+    """Escape text whose names stand in backticks, as in the markdown files."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
 def _cell(cell: Cell | None, figure: str) -> str:
     if cell is None:
         return "-"
     mark = "†" if cell.is_partial else ""
-    return f"{number(cell.number, figure)}{mark}<small>n = {cell.samples}</small>"
+    return f"{number(cell.number, figure, mark)}<small>n = {cell.samples}</small>"
 
 
-def number(value: Number, figure: str) -> str:
-    """A figure with its interval below."""
+def number(value: Number, figure: str, mark: str = "") -> str:
+    """A figure, perhaps with a mark, and its interval below."""
     text, _, between = value.text(figure).partition(" [")
-    return f"{text}<small>[{between}</small>" if between else text
+    return f"{text}{mark}<small>[{between}</small>" if between else f"{text}{mark}"
 
 
 def run_tables(one: Measured) -> str:
