@@ -8,7 +8,14 @@ from transformers import InternVLForConditionalGeneration
 
 import self1e
 from self1e.errors import CheckpointError, SettingError
-from self1e.inference.base_answers import _load_unmerged, base_answers, knows_base, load_with_base, remember_base
+from self1e.inference.base_answers import (
+    _load_unmerged,
+    base_answers,
+    base_beside,
+    knows_base,
+    load_with_base,
+    remember_base,
+)
 from self1e.model import Self1EForConditionalGeneration
 from self1e.model.checkpoints import reference_state_dict
 
@@ -108,6 +115,20 @@ def test_an_error_inside_leaves_the_model_as_it_was(model, pictures):
     assert torch.equal(logits_of(model, inputs), before)
     assert {name for name, parameter in model.model.named_parameters() if parameter.requires_grad} == learns
     assert [name for name, _ in model.model.named_parameters()] == names
+
+
+def test_the_base_follows_a_model_that_moved(trained_folder, base_folder, pictures):
+    """To another type, which needs no other device."""
+    model = load_with_base(trained_folder, base_folder, device="cpu")
+    model.model.double()
+    inputs = inputs_of(model, pictures[0])
+    stock = InternVLForConditionalGeneration.from_pretrained(base_folder, dtype=torch.float64).eval()
+    with torch.no_grad():
+        expected = stock(**inputs | {"pixel_values": inputs["pixel_values"].double()}).logits
+    with base_answers(model):
+        torch.testing.assert_close(logits_of(model, inputs), expected)
+        found = model.chat(pictures[0], QUESTION, max_new_tokens=8)
+    assert base_beside(model).chat(pictures[0], QUESTION, max_new_tokens=8) == found
 
 
 def test_a_model_in_training_goes_on_learning(base_folder, trained_folder):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 
 import pytest
 import torch
@@ -173,6 +175,19 @@ def test_the_base_beside_shares_every_tensor_and_makes_no_mask(model, pictures):
         base.segment(pictures[0], "cup")
     with pytest.raises(SettingError, match="encoded by another model"):
         base.chat(model.encode(pictures[0]), QUESTION)
+
+
+def test_one_base_serves_all_conversations_of_its_weights(trained_folder, base_folder, pictures):
+    model = load_with_base(trained_folder, base_folder, device="cpu")
+    texts = [model.session(pictures[0])._text_of("off") for _ in range(2)]
+    assert texts[0]._model is texts[1]._model is base_beside(model)
+    with torch.no_grad():
+        model.model.lm_head.weight.add_(1.0)
+    assert base_beside(model) is not texts[0]._model
+    gone = weakref.ref(base_beside(model))
+    del model, texts
+    gc.collect()
+    assert gone() is None
 
 
 def test_a_model_in_training_has_its_base_beside_it(base_folder):

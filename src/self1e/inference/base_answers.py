@@ -24,13 +24,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from self1e.configuration import Self1EConfig
 from self1e.errors import CheckpointError, SettingError
+from self1e.inference.folded import SeenWeights
 from self1e.inference.loading import choose_device, choose_dtype, find_model, reading
 from self1e.inference.segmenter import Self1E
 from self1e.model import Self1EForConditionalGeneration
@@ -45,6 +48,8 @@ WHOLE = (EMBEDDINGS, OUTPUT, PROJECTOR)
 """What training may change as a whole; whatever else differs from the base is a merged adapter, or another base."""
 
 _ATTRIBUTE = "_base_tensors"
+_BESIDE: WeakKeyDictionary[Self1E, tuple[SeenWeights, Self1E]] = WeakKeyDictionary()
+_MAKING = Lock()
 _OF_PEFT = (".base_layer", ".token_adapter", ".original_module")
 
 
@@ -228,11 +233,11 @@ def check_base(model: Self1E | nn.Module) -> BaseTensors:
 
 
 def base_beside(model: Self1E) -> Self1E:
-    """Make the base of a trained model a model of its own, for words.
+    """Return the base of a trained model as a model of its own, for words.
 
-    It has modules of its own, and shares every tensor: it takes next to no memory, switching costs nothing, and other
-    threads may go on asking the trained model. It is the base of the weights as they are now: make it anew after the
-    model has moved or learnt.
+    It has modules of its own, and shares every tensor: it takes little memory, switching costs nothing, and other
+    threads may go on asking the trained model. There is one for all who ask, until the model moves or learns: it is the
+    base of the weights as they are now.
 
     Args:
         model: From `load_with_base`, or after `remember_base`.
@@ -240,12 +245,23 @@ def base_beside(model: Self1E) -> Self1E:
     Raises:
         CheckpointError: The base's tensors are not at hand, or the adapters were merged since.
     """
+    known = check_base(model)
+    with _MAKING:
+        seen, base = _BESIDE.get(model, (None, None))
+        if seen is None or base is None or not seen.are_the_same():
+            base = _make_beside(model, known)
+            _BESIDE[model] = SeenWeights(model.model), base
+    return base
+
+
+def _make_beside(model: Self1E, known: BaseTensors) -> Self1E:
+    """Copy the modules, not the tensors, and turn the copy's adapters off."""
     trained: Any = model.model
-    known = check_base(trained)
     learns = [(parameter, parameter.requires_grad) for parameter in trained.parameters()]
+    originals = _as_parameters(trained, known)
     shared = [*trained.parameters(), *trained.buffers(), *known.originals.values()]
     network = copy.deepcopy(trained, {id(tensor): tensor for tensor in shared})
-    _exchange(network, {name: nn.Parameter(original, False) for name, original in known.originals.items()})
+    _exchange(network, originals)
     for module in _switches(network):
         module.enable_adapters(False)
     for parameter, wanted in learns:  # PEFT's switch turns learning off, of what is shared as well
@@ -275,7 +291,7 @@ def base_answers(model: Self1E | nn.Module) -> Iterator[None]:
     # Features of one side mean nothing to the other.
     encoder = model._id if isinstance(model, Self1E) else None
     guard = network.register_forward_pre_hook(_refuse_masks, with_kwargs=True)
-    kept = _exchange(network, {name: nn.Parameter(original, False) for name, original in known.originals.items()})
+    kept = _exchange(network, _as_parameters(network, known))
     try:
         for module in switches:
             module.enable_adapters(False)
@@ -297,6 +313,15 @@ def _refuse_masks(network: Any, inputs: tuple[Any, ...], settings: dict[str, Any
     input_ids = settings.get("input_ids", inputs[0] if inputs else None)
     if input_ids is not None and bool((input_ids == network.config.seg_token_id).any()):
         raise SettingError("base_answers: the base model knows no [SEG] and makes no masks; ask outside the block.")
+
+
+def _as_parameters(network: nn.Module, known: BaseTensors) -> dict[str, nn.Parameter]:
+    """The originals where the model is by now, and in its type."""
+    places = dict(network.named_parameters(remove_duplicate=False))
+    return {
+        name: nn.Parameter(original.to(places[name].device, places[name].dtype), False)
+        for name, original in known.originals.items()
+    }
 
 
 def _exchange(network: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
