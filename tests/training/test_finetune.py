@@ -25,6 +25,7 @@ from self1e.data.scenes import Scenes
 from self1e.errors import SettingError
 from self1e.evaluation.metrics.masks import MaskIoU
 from self1e.inference.loading import NANO
+from self1e.training.collate import Collator
 from self1e.training.guards import Guarded
 from self1e.training.own_data import OwnAugment, OwnEpochs, Readable, count_base, own_training_data
 from self1e.training.recipes import change
@@ -370,6 +371,22 @@ def test_phrases_are_taught_in_small_letters_as_they_will_be_asked_for(tmp_path)
     questions = " ".join(row.question for row in epoch[0].rows)
     assert "the fire hydrant" in questions
     assert "Where is Anna?" in questions
+
+
+@pytest.mark.skipif(not HAS_NANO, reason="the weights of nano are not here")
+def test_nano_is_taught_the_answer_that_it_knows(made):
+    """Its text loss is small from the start; sentences around [SEG], which it never wrote, cost more than 10."""
+    nano = self1e.load("nano", device="cpu")
+    recipe = own("nano", parameters=1, pictures=5)
+    collator = Collator(nano.processor, target_side=32, max_length=512)
+    found = {}
+    for answers in ("bare", "published"):
+        epoch = OwnEpochs(Pictures(open_data(made)), change(recipe, [f"data.answers={answers}"]))(0)
+        with torch.no_grad():
+            found[answers] = float(nano.model(**collator([epoch[0], epoch[1]])).losses["text"])
+    assert recipe.data.answers == "bare"
+    assert own("x", parameters=SMALL, pictures=5).data.answers == "published"
+    assert found["bare"] < 0.3 * found["published"]
 
 
 def test_the_command_to_type_next_is_about_a_picture_that_is_still_there(made, tmp_path):

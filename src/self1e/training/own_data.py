@@ -20,6 +20,7 @@ from self1e.data.sample import Sample
 from self1e.errors import DatasetError
 from self1e.inference.loading import find_model, reading
 from self1e.model import Self1EForConditionalGeneration
+from self1e.processing.prompts import SEG_TOKEN
 from self1e.training.recipes.settings import Recipe
 from self1e.training.training_data import TrainingData, seg_answers
 
@@ -62,6 +63,7 @@ class OwnEpochs:
     def __call__(self, epoch: int) -> Epoch:
         """Make epoch ``epoch``."""
         data = self.recipe.data
+        answers = seg_answers(self.recipe.model.num_seg_tokens)
         augment = OwnAugment(colour=data.colour, mirror=data.mirror) if data.colour or data.mirror else None
         return Epoch(
             # Lower-case phrases, because they will be asked for so: "the Fire Hydrant" is no other thing.
@@ -70,7 +72,7 @@ class OwnEpochs:
             queries=data.queries,
             seed=self.recipe.seed,
             epoch=epoch,
-            answers=seg_answers(self.recipe.model.num_seg_tokens),
+            answers=answers if data.answers == "published" else (SEG_TOKEN * self.recipe.model.num_seg_tokens,),
             validation_prompt=VALIDATION_PROMPT,
             written=WRITTEN,
         )

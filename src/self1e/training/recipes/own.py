@@ -64,6 +64,7 @@ def own(
             source="own",
             epochs=epochs or ceil(length / per_epoch),
             target_side=128 if is_small else None,
+            answers="bare" if is_small else "published",  # as `nano` learned it
             bucketed=False,
             workers=0 if is_small else 2,
         ),

@@ -115,6 +115,9 @@ class DataSettings:
     absent: float = 0.1
     """Own data: chance that a query is replaced by one that the annotators looked for and did not find (classes that
     are not in the picture). Queries that are noted as not there are always asked; both teach an empty mask."""
+    answers: Literal["published", "bare"] = "published"
+    """Own data: what is taught to be written, sentences around [SEG] as published, or [SEG] alone. A small model that
+    knows one of the two would first have to unlearn it."""
     colour: float = 0.1
     """Own data: most relative change of brightness and of each channel. Nothing is cut: words like "the largest" would
     no longer be true."""
