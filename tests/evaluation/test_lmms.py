@@ -6,6 +6,8 @@ import abc
 import importlib
 import importlib.metadata
 import importlib.util
+import os
+import subprocess
 import sys
 import tomllib
 from dataclasses import dataclass
@@ -208,3 +210,70 @@ def test_the_installed_interface(tiny_model_folder, tiny_model, pictures):
     request = Instance(request_type="generate_until", arguments=arguments, idx=0, metadata=metadata)
     assert isinstance(pictures[0], Image.Image)
     assert model.generate_until([request]) == [tiny_model.chat(pictures[0], "What?", max_new_tokens=4)]
+
+
+TASK = """
+dataset_path: parquet
+dataset_kwargs: {{data_files: {{test: {folder}/test.parquet}}}}
+task: self1e_local
+test_split: test
+output_type: generate_until
+doc_to_visual: !function utils.visual
+doc_to_text: !function utils.text
+doc_to_target: answer
+generation_kwargs: {{max_new_tokens: 6, temperature: 0, top_p: 1.0, num_beams: 1, do_sample: false}}
+process_results: !function utils.results
+metric_list:
+  - {{metric: share, aggregation: !function utils.mean, higher_is_better: true}}
+"""
+UTILS = """
+def visual(doc): return [doc["image"].convert("RGB")]
+def text(doc, lmms_eval_specific_kwargs=None): return doc["question"]
+def results(doc, found): return {"share": float(found[0] == doc["answer"])}
+def mean(values): return sum(values) / len(values)
+"""
+RUN = """
+import sys
+from pathlib import Path
+from datasets import Dataset, Features, Image, Value
+from PIL import Image as Pictures
+import self1e
+from lmms_eval import evaluator
+from lmms_eval.tasks import TaskManager
+
+folder, model = Path(sys.argv[1]), sys.argv[2]
+asked = self1e.load(model, device="cpu")
+rows = []
+for path in sorted(folder.glob("*.png")):
+    for question in ("What is it?", "How many are there?"):
+        answer = asked.chat(path, question, max_new_tokens=6, max_tiles=2)
+        rows.append({"image": Pictures.open(path), "question": question, "answer": answer})
+columns = Features({"image": Image(), "question": Value("string"), "answer": Value("string")})
+Dataset.from_list(rows, features=columns).to_parquet(folder / "test.parquet")
+found = evaluator.simple_evaluate(
+    model="self1e",
+    model_args=f"pretrained={model},max_tiles=2",
+    tasks=["self1e_local"],
+    task_manager=TaskManager("ERROR", include_path=str(folder), include_defaults=False),
+    batch_size="3",
+    device="cpu",
+)
+print("SHARE", found["results"]["self1e_local"]["share,none"], len(rows))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_installed_evaluator_finds_the_model_and_hears_its_answers(tiny_model_folder, pictures, tmp_path):
+    """lmms-eval's registry, task and evaluator, in a process of its own: its imports warn."""
+    if not IS_INSTALLED:
+        pytest.skip("LMMS-EVAL MISSING: not installed; pip install lmms-eval runs this test.")
+    for number, picture in enumerate(pictures[:2]):
+        picture.convert("RGB").save(tmp_path / f"{number}.png")
+    (tmp_path / "local.yaml").write_text(TASK.format(folder=tmp_path), "utf-8")
+    (tmp_path / "utils.py").write_text(UTILS, "utf-8")
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+    command = [sys.executable, "-c", RUN, str(tmp_path), str(tiny_model_folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "SHARE 1.0 4" in done.stdout  # what `chat` says, question for question
