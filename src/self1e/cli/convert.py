@@ -11,6 +11,7 @@ from self1e.cli.options import load_quietly, say
 from self1e.errors import SettingError, did_you_mean
 
 _FORMS = ("self1e", "published", "onnx")
+_SHARD_SIZE = "5GB"
 
 
 def convert(
@@ -29,13 +30,15 @@ def convert(
     tokenizer: Annotated[
         str | None, typer.Option(help="Folder or hub name of the base model, where SRC has no tokenizer.")
     ] = None,
-    max_shard_size: Annotated[str, typer.Option(help="Most per weight file, such as 5GB or 500MB.")] = "5GB",
+    max_shard_size: Annotated[str, typer.Option(help="Most per weight file, such as 5GB or 500MB.")] = _SHARD_SIZE,
 ) -> None:
     """Convert a checkpoint of any origin into a complete folder: weights, configuration, tokenizer, processor."""
     if to not in _FORMS:
         raise SettingError(f"--to {to} is unknown; choose one of {', '.join(_FORMS)}.{did_you_mean(to, _FORMS)}")
     if to == "onnx":
-        _to_onnx(source, target, merge=merge, lora_alpha=lora_alpha, tokenizer=tokenizer)
+        shard_size = None if max_shard_size == _SHARD_SIZE else max_shard_size
+        given = {"merge": merge, "lora_alpha": lora_alpha, "tokenizer": tokenizer, "max_shard_size": shard_size}
+        _to_onnx(source, target, given)
         return
     from self1e.inference.converting import convert as run
 
@@ -59,7 +62,7 @@ def convert(
     typer.echo(f"{done.tensors} tensors, {done.nbytes / 1e9:.2f} GB in {files} -> {done.folder}")
 
 
-def _to_onnx(source: str, target: Path, **given: Any) -> None:
+def _to_onnx(source: str, target: Path, given: dict[str, Any]) -> None:
     """Export the model as it computes, attached LoRA merged, in float32."""
     unused = [f"--{name.replace('_', '-')}" for name, value in given.items() if value]
     if unused:

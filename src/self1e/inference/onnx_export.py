@@ -167,7 +167,7 @@ def describe(segmenter: Any) -> dict[str, Any]:
     answer = prompts.SEG_TOKEN * config.num_seg_tokens
     return {
         "format": FORMAT,
-        "model": segmenter.name,
+        "model": Path(segmenter.name).name if Path(segmenter.name).is_dir() else segmenter.name,
         "self1e": __version__,
         "tile_size": processor.image_processor.tile_size,
         "max_tiles": processor.image_processor.max_tiles,
