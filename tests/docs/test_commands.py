@@ -50,7 +50,7 @@ NOT_RUN = {
     r"self1e eval scenes/test": "a minute; tests/evaluation/test_runner.py",
     r"self1e figure ": "needs a full model's switches or data; tests/surface/test_figures_command.py, tests/figures",
     r"self1e convert .*(--tokenizer OpenGVLab|--merge)": "needs a download or adapters; tests/cli/test_convert.py",
-    r"self1e convert nano .*--to onnx": "traces a graph; tests/inference/test_onnx.py runs it",
+    r"self1e convert nano .*--to onnx": "half a minute; tests/inference/test_onnx.py",
     r"self1e finetune |self1e merge |self1e (segment|info) .*(my-pictures|runs/mine)": "tests/docs/test_how_to.py",
     r"self1e data (check|show|stats) my-(data|pictures)": "tests/docs/test_how_to.py, tests/data/own",
     r"self1e data prepare .*--root": "needs archives that were downloaded; tests/data/test_prepare.py",

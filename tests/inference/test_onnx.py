@@ -408,9 +408,20 @@ def convert(*arguments: object) -> int:
     return int(stopped.value.code or 0)
 
 
-def test_convert_writes_nano_and_the_graph_has_its_logits(tmp_path, capsys):
+def test_convert_makes_the_folder(tiny_model, tiny_model_folder, translated, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(onnx_export, "export_program", lambda segmenter: segmenter.dtype)
+    monkeypatch.setattr(onnx_export, "to_onnx", lambda program, opset: {torch.float32: translated}[program])
+    assert convert(tiny_model_folder, tmp_path / "out") == 0
+    assert capsys.readouterr().out == f"ONNX graph, float32, 0.00 GB -> {tmp_path / 'out'}\n"
+    expected = tiny_model.mask_logits(draw((90, 60)), "blue", exact="plain").numpy()
+    found = OnnxSegmenter(tmp_path / "out").mask_logits(draw((90, 60)), "blue")
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_nano_as_a_graph_has_its_logits(tmp_path):
+    """The first block of docs/onnx.md does the same with two queries."""
     assert convert("nano", tmp_path / "nano-onnx") == 0
-    assert capsys.readouterr().out.endswith(f"-> {tmp_path / 'nano-onnx'}\n")
     nano = self1e.load("nano", device="cpu", dtype="float32")
     segmenter = OnnxSegmenter(tmp_path / "nano-onnx")
     picture = ROOT / "src/self1e/assets/astronaut.jpg"

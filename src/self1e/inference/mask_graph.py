@@ -118,6 +118,7 @@ class MaskGraph(nn.Module):
 
     def _read(self, input_ids: Tensor, marks: _Marks, coarse: Tensor, num_tokens: int) -> Tensor:
         """Run the language model under dual perception, ``(K, N, D)``."""
+        assert self.inner.language_model.config._attn_implementation == "sdpa", "the mask is made for it, see `trace`"
         words = self.inner.get_input_embeddings()(input_ids)
         number = (marks.is_image.long().cumsum(1) - 1).clamp(0, num_tokens - 1)
         embeddings = torch.where(marks.is_image[..., None], coarse[number], words)
