@@ -621,6 +621,25 @@ def test_long_conversations_drop_their_oldest_turns(wide_model, pictures):
     assert list(again.ask("More?", mode="text"))[:-1] == list(session.ask("More?", mode="text"))[:-1]
 
 
+def test_making_room_reads_every_turn_once(tiny_model, pictures, monkeypatch):
+    """Hundreds of short turns: reading all that are left for each that goes would take minutes."""
+    session = tiny_model.session(pictures[0], max_new_tokens=1, max_tokens=8000, mode="text")
+    run(session, [("Is it?", "text")] * 2)
+    session.restore([*session.turns] * 70, 0)
+    while session.num_tokens < 7900:
+        run(session, [("Is it?", "text")])
+    count = len(session.turns)
+    read, calls = tiny_model.processor.tokenize_conversation, []
+    with monkeypatch.context() as counting:
+        counting.setattr(
+            tiny_model.processor, "tokenize_conversation", lambda *a, **k: calls.append(a) or read(*a, **k)
+        )
+        dropped = done(list(session.ask("Is it? " * 30))).dropped_turns
+    assert dropped > count / 3
+    assert len(calls) < dropped + 10
+    assert session.num_tokens == len(session._ids) <= 8000
+
+
 def test_what_cannot_fit_is_refused_before_anything_is_dropped(tiny_model, pictures):
     session = tiny_model.session(pictures[0], max_new_tokens=4, max_tokens=300)
     run(session, DIALOGUE[:2])

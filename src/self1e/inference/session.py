@@ -180,7 +180,7 @@ class Session:
         self._weights = SeenWeights(model.model)
         self._text = TextCache(model, self.encoded)
         self._base_text: BaseText | None = None  # made when it is first needed
-        self._ids: list[int] = []  # the conversation in view, without the end of the last answer
+        self._parts: list[list[int]] = []  # of each turn in view, prompt and answer; the last without its end
         self._busy = threading.Lock()
         self._stop = threading.Event()
         self._check_room(self._begin("x"), max_new_tokens)
@@ -203,7 +203,7 @@ class Session:
     @property
     def num_tokens(self) -> int:
         """Tokens of the conversation in the model's view, picture included."""
-        return len(self._ids)
+        return sum(map(len, self._parts))
 
     def _checked_max_tokens(self, max_tokens: int | None) -> int:
         reach = getattr(self.model.model.config.text_config, "max_position_embeddings", None)
@@ -325,24 +325,25 @@ class Session:
             raise SettingError("Another turn is being written: take its events to the end, or close them, first.")
         try:
             self._stop.clear()
-            before = self.first_turn, self._ids
+            before = self.first_turn, self._parts
             try:
                 text = self._text_of(answer.adapter)
                 dropped = self._make_room(answer, text)
-                ids = self._ids + self._prompt_ids(answer.prompt)
+                prompt = self._next(answer.prompt) if self._parts else self._begin(answer.prompt)
+                ids = self._ids + prompt
                 known = text.known(text.seen(ids))
                 computed = len(text.seen(ids)) - known
                 yield from self._give(answer, ids) if answer.mode == "segment" else self._write(answer, ids, text)
             except (GeneratorExit, KeyboardInterrupt):
                 if answer.ids:
-                    self._keep(answer, ids)
+                    self._keep(answer, prompt)
                 else:
-                    self.first_turn, self._ids = before
+                    self.first_turn, self._parts = before
                 raise
             except BaseException:
-                self.first_turn, self._ids = before
+                self.first_turn, self._parts = before
                 raise
-            self._keep(answer, ids)
+            self._keep(answer, prompt)
         finally:
             self._busy.release()
         yield Done(
@@ -366,9 +367,9 @@ class Session:
             self._base_text = BaseText(self.model, self.encoded)
         return self._base_text
 
-    def _keep(self, answer: _Answer, before: Sequence[int]) -> None:
+    def _keep(self, answer: _Answer, prompt: Sequence[int]) -> None:
         self.turns += (answer.turn(),)
-        self._ids = [*before, *answer.ids]
+        self._parts = [*self._parts, [*prompt, *answer.ids]]
 
     # ------------------------------------------------------------------ writing
 
@@ -464,10 +465,8 @@ class Session:
         grid = self.encoded.grid
         return self.model.processor.tokenize_conversation([(prompt, None)], num_tiles=grid.num_tiles).input_ids
 
-    def _prompt_ids(self, prompt: str) -> list[int]:
-        """What follows the conversation in view up to the next answer."""
-        if not self._ids:
-            return self._begin(prompt)
+    def _next(self, prompt: str) -> list[int]:
+        """What follows an answer, up to the next one."""
         words = prompt.removeprefix(f"{IMAGE_PLACEHOLDER}\n")  # the picture was shown with the first question
         ids = self.model.processor.tokenize_conversation([("x", "x"), (words, None)], num_tiles=0).input_ids
         ends = [index for index, token in enumerate(ids) if token == self.model.processor.turn_end_id]
@@ -478,11 +477,14 @@ class Session:
         labels = self.model.processor.tokenize_conversation([("x", answer)], num_tiles=0).labels
         return [label for label in labels if label != IGNORED_LABEL][:-1]  # without the end of the turn
 
-    def _see(self, first: int) -> None:
-        """Put the turns from ``first`` on into the model's view."""
-        self.first_turn, self._ids = first, []
-        for turn in self.turns[first:]:
-            self._ids += [*self._prompt_ids(turn.prompt), *turn.answer_ids]
+    @property
+    def _ids(self) -> list[int]:
+        """The conversation in view, without the end of the last answer."""
+        return [token for part in self._parts for token in part]
+
+    def _first_part(self, turn: Turn) -> list[int]:
+        """A turn's part where it is the oldest in view: with the picture."""
+        return [*self._begin(turn.prompt), *turn.answer_ids]
 
     # ------------------------------------------------------------------ room
 
@@ -503,18 +505,23 @@ class Session:
     def _make_room(self, answer: _Answer, text: TextCache) -> int:
         """Drop the oldest turns if the next one would not fit; say how many."""
 
-        def needed() -> int:
-            return len(text.seen(self._ids)) + self._needed(self._prompt_ids(answer.prompt), answer.limit)
-
-        if needed() <= self.max_tokens:
+        if not self._parts:
             return 0
-        before = self.first_turn
-        alone = self._needed(self._begin(answer.prompt), answer.limit)
+        lengths = [len(text.seen(part)) for part in self._parts]
+        asked = self._needed(self._next(answer.prompt), answer.limit)
+        if sum(lengths) + asked <= self.max_tokens:
+            return 0
         # To half of the room, not to the brim: what is left is computed anew, which should not happen at every turn.
-        while self._ids and needed() > (alone + self.max_tokens) // 2:
-            self._see(self.first_turn + 1)
+        most = (self._needed(self._begin(answer.prompt), answer.limit) + self.max_tokens) // 2
+        dropped, parts = len(lengths), []
+        for first in range(1, len(lengths)):
+            head = self._first_part(self.turns[self.first_turn + first])
+            if len(text.seen(head)) + sum(lengths[first + 1 :]) + asked <= most:
+                dropped, parts = first, [head, *self._parts[first + 1 :]]
+                break
+        self.first_turn, self._parts = self.first_turn + dropped, parts
         self._clear()
-        return self.first_turn - before
+        return dropped
 
     # ------------------------------------------------------------------ files
 
@@ -549,8 +556,12 @@ class Session:
     def restore(self, turns: Sequence[Turn], first_turn: int) -> None:
         """Take over the turns of an earlier session; its words are computed anew with the next question."""
         self.turns = tuple(turns)
+        self.first_turn = first_turn
+        self._parts = [
+            [*self._next(turn.prompt), *turn.answer_ids] if number else self._first_part(turn)
+            for number, turn in enumerate(self.turns[first_turn:])
+        ]
         self._clear()
-        self._see(first_turn)
 
     def _clear(self) -> None:
         """Give the memory of the kept texts back."""
