@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from self1e.errors import DatasetError, SettingError
+from self1e.errors import DatasetError, OutputError, SettingError
 from self1e.evaluation import runner
 from self1e.evaluation.benchmarks import Opened, Options, find_benchmark
 from self1e.evaluation.benchmarks.masks import failed_targets
@@ -298,6 +298,24 @@ def test_generated_answers_without_seg_are_rejections(tiny_model: Any, own: Path
     for row in result.rows:
         assert row["pred_nt"] == ("[SEG]" not in row["text"])
         assert not (row["pred_nt"] and row["pred_area"])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such locks")
+def test_a_second_run_into_the_same_folder_is_refused(tiny_model: Any, own: Path, tmp_path: Path) -> None:
+    run_all(tiny_model, f"own:{own}", tmp_path, limit=1)
+    [path] = tmp_path.rglob("rows-*.jsonl")
+    before = path.read_bytes()
+    hold = "import sys, time; from pathlib import Path; from self1e.training.locking import only_run\n"
+    hold += "with only_run(Path(sys.argv[1])):\n    print('in', flush=True); time.sleep(300)"
+    with subprocess.Popen([sys.executable, "-c", hold, str(path.parent)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "in\n"
+        with pytest.raises(OutputError, match="another run is measuring in this folder"):
+            run_all(tiny_model, f"own:{own}", tmp_path)
+        other.kill()
+    assert path.read_bytes() == before
+    run_all(tiny_model, f"own:{own}", tmp_path)  # a killed run keeps nobody out
+    assert len(read_results(tmp_path)[0].rows) == 10
 
 
 @pytest.mark.slow

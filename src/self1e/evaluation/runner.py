@@ -16,6 +16,7 @@ import logging
 import re
 import shlex
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -28,6 +29,7 @@ from self1e.evaluation.metrics.rows import Row
 from self1e.evaluation.protocols import Run
 from self1e.inference.weights import sampled_weights
 from self1e.machine import process_count, process_index
+from self1e.training.locking import only_run
 
 _log = logging.getLogger(__name__)
 _SAMPLED = 4096  # numbers of each tensor that go into a model's fingerprint
@@ -192,8 +194,18 @@ def evaluate(job: Job, model: Any, processes: Processes | None = None, progress:
 
     Returns:
         The file of this process's rows.
+
+    Raises:
+        OutputError: Another run is measuring into the same folder.
     """
     here = processes or Processes()
+    job.folder.mkdir(parents=True, exist_ok=True)
+    # Two commands at once would write every sample twice.
+    with only_run(job.folder, "measuring") if not here.rank else nullcontext():
+        return _evaluate(job, model, here, progress)
+
+
+def _evaluate(job: Job, model: Any, here: Processes, progress: Progress | None) -> Path:
     path = job.folder / f"rows-{here.rank:05d}.jsonl"
     before = _measured(job)
     here.wait()  # all have looked before anybody writes

@@ -13,7 +13,7 @@ LOCK = ".run.lock"
 
 
 @contextmanager
-def only_run(folder: Path) -> Iterator[None]:
+def only_run(folder: Path, doing: str = "training") -> Iterator[None]:
     """Keep other runs out of a folder until the block, or this process, ends.
 
     The lock belongs to the process and is gone when it is killed, even if its workers live on for a moment. Windows
@@ -21,6 +21,7 @@ def only_run(folder: Path) -> Iterator[None]:
 
     Args:
         folder: Exists.
+        doing: What an error says that the other run does.
 
     Raises:
         OutputError: Another run is there.
@@ -37,7 +38,7 @@ def only_run(folder: Path) -> Iterator[None]:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
             raise OutputError(
-                f"{folder}: another run is training in this folder. Wait for it, stop it, or choose another --out."
+                f"{folder}: another run is {doing} in this folder. Wait for it, stop it, or choose another --out."
             ) from error
         except OSError:  # a network disk without locks
             pass
