@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from torch import distributed as dist
+from transformers import TrainingArguments
 
 from self1e.data.mixture import Item, Row
 from self1e.errors import DatasetError
@@ -93,21 +94,24 @@ def recipe(model: Path, strategy: str) -> Recipe:
     )
 
 
+class NotCalledCpu(TrainingArguments):
+    """Told to use the CPU, transformers would leave DeepSpeed out."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings | {"use_cpu": False})
+
+
 def let_deepspeed_use_the_cpu() -> None:
-    """Have accelerate start DeepSpeed without a GPU: it knows gloo for its own processes only.
-
-    Before that: ``DS_ACCELERATOR=cpu ACCELERATE_TORCH_DEVICE=cpu``.
-    """
+    """Have accelerate start DeepSpeed without a GPU: it knows gloo for its own processes only."""
+    os.environ |= {"DS_ACCELERATOR": "cpu", "ACCELERATE_TORCH_DEVICE": "cpu"}
+    import deepspeed  # pyright: ignore[reportMissingImports]  # in a slow test, where it is installed
     from accelerate.state import DistributedType, PartialState
-    from transformers import TrainingArguments
 
-    class Arguments(TrainingArguments):
-        def __init__(self, **settings: Any) -> None:
-            super().__init__(**settings | {"use_cpu": False})
-
+    # Built by a compiler for minutes at the first start, and no part of what is tested.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     patched: Any = PartialState
     patched._prepare_backend = lambda *_, **__: ("gloo", DistributedType.NO)
-    run.TrainingArguments = Arguments  # type: ignore[misc]
+    run.TrainingArguments = NotCalledCpu  # type: ignore[misc]
 
 
 def train(model: Path, out: Path, strategy: str, checkpoint: str | None = None) -> None:

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -168,6 +169,20 @@ def test_loss_and_gradients_of_four_processes_are_those_of_one(tmp_path, tiny_mo
     wait([*four, *one], timeout=1200)
     for strategy in ("ddp", "fsdp2"):
         assert_same(tmp_path / "one/pass-alone/pass.safetensors", tmp_path / f"four/pass-{strategy}/pass.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install deepspeed")
+@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+def test_deepspeed_on_two_processes_takes_the_steps_of_one(tmp_path, tiny_model_folder, strategy):
+    one = start(tiny_model_folder, tmp_path / "one", ["train:alone"])
+    two = start(tiny_model_folder, tmp_path / "two", [f"train:{strategy}"], processes=2)
+    wait([*one, *two], timeout=1700)
+    alone, shared = tmp_path / "one/train-alone", tmp_path / f"two/train-{strategy}"
+    torch.testing.assert_close(torch.tensor(losses(shared)), torch.tensor(losses(alone)), rtol=1e-4, atol=2e-4)
+    assert_same(alone / "model/model.safetensors", shared / "model/model.safetensors", rtol=1e-2)  # both are bfloat16
+    assert self1e.load(shared / "model", device="cpu") is not None
 
 
 TWO = ["--num_processes", "2", "--main_process_port", "0"]
