@@ -134,7 +134,7 @@ def shrink(path: Path, how: Image.Resampling) -> np.ndarray:
     with Image.open(path) as opened:
         opened.load()
         small = opened.resize((opened.width // 4, opened.height // 4), how)
-    small.save(path, **({} if path.suffix == ".png" else {"quality": 95}))
+    small.save(path, quality=95)  # of JPEG
     return np.asarray(small)
 
 
