@@ -89,6 +89,11 @@ def choose_strategy(wanted: Strategy | None, *, processes: int, max_tiles: int =
     if strategy in ("zero2", "zero3"):
         if find_spec("deepspeed") is None:
             raise SettingError(f"distributed.strategy={strategy}: DeepSpeed is not installed; pip install deepspeed.")
+        logger.warning(
+            "distributed.strategy=%s: on two processes DeepSpeed's gradients of steps with masks were not those of one "
+            "process (docs/how-to/many-machines.md); fsdp2 divides the same, and its are.",
+            strategy,
+        )
         if strategy == "zero3" and max_tiles > 1:
             raise SettingError(
                 f"distributed.strategy=zero3 with data.max_tiles={max_tiles}: the mask head runs once per shape of "
