@@ -80,7 +80,7 @@ def exported(tiny_model, program, translated, tmp_path_factory) -> Path:
     """The tiny model as ONNX."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnx_export, "export_program", {tiny_model: program}.__getitem__)
-        patch.setattr(onnx_export, "to_onnx", lambda given, opset: {program: translated}[given])
+        patch.setattr(onnx_export, "to_onnx", lambda given: {program: translated}[given])
         return export_onnx(tiny_model, tmp_path_factory.mktemp("onnx") / "tiny")
 
 
@@ -318,7 +318,7 @@ def test_the_runner_segments_as_the_model_does(tiny_model, segmenter):
 def test_the_calibrated_threshold_comes_along(make_tiny_model, translated, tmp_path, monkeypatch):
     model = self1e.load(make_tiny_model(tmp_path / "tiny", no_target_threshold=0.999), device="cpu")
     monkeypatch.setattr(onnx_export, "export_program", lambda segmenter: None)
-    monkeypatch.setattr(onnx_export, "to_onnx", lambda program, opset: translated)  # weights of the same seed
+    monkeypatch.setattr(onnx_export, "to_onnx", lambda program: translated)  # weights of the same seed
     segmenter = OnnxSegmenter(export_onnx(model, tmp_path / "onnx"))
     picture = draw((90, 60))
     assert segmenter.segment(picture, "blue").is_empty.all()
@@ -392,11 +392,9 @@ def test_a_missing_onnxruntime_is_named(exported, monkeypatch):
         OnnxSegmenter(exported)
 
 
-def test_the_target_and_the_opset_are_checked_first(tiny_model, exported, tmp_path):
+def test_the_target_is_checked_first(tiny_model, exported):
     with pytest.raises(SettingError, match="not an empty folder"):
         export_onnx(tiny_model, exported)
-    with pytest.raises(SettingError, match="opset=5"):
-        export_onnx(tiny_model, tmp_path / "x", opset=5)
 
 
 # --------------------------------------------------------------------------- the command
@@ -410,7 +408,7 @@ def convert(*arguments: object) -> int:
 
 def test_convert_makes_the_folder(tiny_model, tiny_model_folder, translated, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(onnx_export, "export_program", lambda segmenter: segmenter.dtype)
-    monkeypatch.setattr(onnx_export, "to_onnx", lambda program, opset: {torch.float32: translated}[program])
+    monkeypatch.setattr(onnx_export, "to_onnx", lambda program: {torch.float32: translated}[program])
     assert convert(tiny_model_folder, tmp_path / "out") == 0
     assert capsys.readouterr().out == f"ONNX graph, float32, 0.00 GB -> {tmp_path / 'out'}\n"
     expected = tiny_model.mask_logits(draw((90, 60)), "blue", exact="plain").numpy()

@@ -21,15 +21,14 @@ import torch
 from torch import Tensor
 
 from self1e import __version__
-from self1e.errors import MissingDependencyError, SettingError
+from self1e.errors import MissingDependencyError
 from self1e.files import check_is_new, new_folder
 from self1e.inference.mask_graph import MaskGraph
 from self1e.inference.onnx_runtime import FACTS, FORMAT, GRAPH, METADATA
 from self1e.processing import prompts
 
 OPSET = 18
-"""The default; onnxruntime has read it since 1.14 (February 2023)."""
-OPSETS = range(18, 24)
+"""Of ONNX's operators; onnxruntime has read it since 1.14 (February 2023)."""
 
 _INLINE_BYTES = 1_500_000_000  # a protobuf holds at most 2 GB: larger weights go into a file of their own
 
@@ -84,13 +83,12 @@ def _sdpa(model: Any) -> Iterator[None]:
             model.set_attn_implementation(before)
 
 
-def export_onnx(segmenter: Any, target: str | Path, *, opset: int = OPSET) -> Path:
+def export_onnx(segmenter: Any, target: str | Path) -> Path:
     """Write a model as ONNX, with all that `self1e.inference.onnx_runtime.OnnxSegmenter` needs to use it.
 
     Args:
         segmenter: From ``self1e.load(..., device="cpu", dtype="float32")``.
         target: Folder to make; it must not exist, or be empty.
-        opset: Version of ONNX's operators, 18 to 23.
 
     Returns:
         The folder. Weights of more than 1.5 GB lie beside ``model.onnx``, as ``model.onnx.data``.
@@ -100,12 +98,10 @@ def export_onnx(segmenter: Any, target: str | Path, *, opset: int = OPSET) -> Pa
         SettingError: The model cannot be exported (the message says why), or the target exists.
     """
     need_packages()
-    if opset not in OPSETS:
-        raise SettingError(f"opset={opset!r}; expected {OPSETS[0]} to {OPSETS[-1]}.")
     target = Path(target).expanduser()
     check_is_new(target)
     facts = json.dumps(describe(segmenter), indent=1, ensure_ascii=False) + "\n"
-    program = to_onnx(export_program(segmenter), opset=opset)
+    program = to_onnx(export_program(segmenter))
     program.model.metadata_props[METADATA] = facts
     with new_folder(target) as folder:
         save(program, folder / GRAPH)
@@ -127,7 +123,7 @@ def need_packages() -> None:
             raise MissingDependencyError(f"Writing ONNX needs {package}: pip install 'self1e[onnx]'") from error
 
 
-def to_onnx(program: torch.export.ExportedProgram, *, opset: int = OPSET) -> Any:
+def to_onnx(program: torch.export.ExportedProgram) -> Any:
     """Translate a traced graph to ONNX.
 
     Returns:
@@ -139,7 +135,7 @@ def to_onnx(program: torch.export.ExportedProgram, *, opset: int = OPSET) -> Any
             input_names=list(_free_sizes()),
             output_names=["mask_logits"],
             dynamic_shapes=_free_sizes(),  # for their names
-            opset_version=opset,
+            opset_version=OPSET,
             dynamo=True,
             verbose=False,
         )
