@@ -513,7 +513,8 @@ class Session:
             return 0
         # To half of the room, not to the brim: what is left is computed anew, which should not happen at every turn.
         most = (self._needed(self._begin(answer.prompt), answer.limit) + self.max_tokens) // 2
-        dropped, parts = len(lengths), []
+        dropped = len(lengths)
+        parts: list[list[int]] = []
         for first in range(1, len(lengths)):
             head = self._first_part(self.turns[self.first_turn + first])
             if len(text.seen(head)) + sum(lengths[first + 1 :]) + asked <= most:
