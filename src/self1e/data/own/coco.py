@@ -101,7 +101,7 @@ def read_panoptic(file: Path, split: str, pictures: Path | None = None) -> Parse
                 raise Flaw("bad-record", f"a second map of image {shown(image)}", "one", "Take one out.")
             segments = {}
             for info in infos:
-                number = info.get("id") if isinstance(info, dict) else None
+                number: Any = info.get("id") if isinstance(info, dict) else None
                 if not _is_id(number) or isinstance(number, str) or number < 1:
                     raise Flaw("bad-record", f"a segment {shown(info)}", "an id from 1 on", "Export it again.")
                 if number in segments:
