@@ -162,7 +162,7 @@ pipeline_tag: image-segmentation
 
 The small model inside [self1e](../../../../README.md): the classes of SELF1E at {found["parameters"] / 1e6:.1f} M
 parameters, trained from scratch. It is there so that everything works at once, offline, on a CPU. It is a first
-version: expect mistakes, above all with relations, ordinals, and things that are not there.
+version: expect mistakes, above all with ordinals, comparisons and relations.
 
 **Knows:** drawn shapes (`self1e.data.scenes`: 14 kinds, 10 colours); people, clothing and hair in photographs.
 **Does not know:** anything else. One tile of 160 x 160 pixels, masks of {found["grid"]} x {found["grid"]}.
