@@ -81,13 +81,14 @@ def test_each_rule_lets_pixels_see_what_its_row_of_the_table_says(tiny_model, pi
 
 def test_looking_leaves_the_model_as_it_was(tiny_model, picture):
     config = tiny_model.model.config
-    before = config.attention, config.text_config._attn_implementation, config.vision_config._attn_implementation
+
+    def state() -> list[str]:
+        parts = (config, config.text_config, config.vision_config)
+        return [config.attention, *(part._attn_implementation for part in parts)]
+
+    before = state()
     draw_attention(tiny_model, Image.open(picture).convert("RGB"), ["it"], layer=1)
-    assert (
-        config.attention,
-        config.text_config._attn_implementation,
-        config.vision_config._attn_implementation,
-    ) == before
+    assert state() == before
 
 
 def test_attention_of_several_tiles_is_stitched_as_the_picture_is(tiny_model, picture):

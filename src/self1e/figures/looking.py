@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from self1e.errors import SettingError
-from self1e.model.attention import language_attention_mask
+from self1e.model.attention import attention_implementation, language_attention_mask
 from self1e.model.mask_head import MaskHead, upsample
 
 RULES = ("causal", "image", "image_seg", "image_text", "bidirectional")
@@ -90,15 +90,13 @@ class Seen:
 def asking(model: Any, *, rule: str | None = None) -> Iterator[None]:
     """Let a model tell its attention weights, under another attention rule if one is given."""
     config = model.config
-    before, implementation = config.attention, config.text_config._attn_implementation
-    vision = config.vision_config._attn_implementation
-    model.set_attn_implementation("eager")  # the only one that tells its weights
-    try:
-        config.attention = rule or before
-        yield
-    finally:
-        config.attention = before
-        model.set_attn_implementation({"text_config": implementation, "vision_config": vision})
+    before = config.attention
+    with attention_implementation(model, "eager"):  # the only one that tells its weights
+        try:
+            config.attention = rule or before
+            yield
+        finally:
+            config.attention = before
 
 
 @torch.inference_mode()

@@ -25,6 +25,7 @@ from self1e.errors import MissingDependencyError
 from self1e.files import check_is_new, new_folder
 from self1e.inference.mask_graph import MaskGraph
 from self1e.inference.onnx_runtime import FACTS, FORMAT, GRAPH, METADATA
+from self1e.model.attention import attention_implementation
 from self1e.processing import prompts
 
 OPSET = 18
@@ -51,7 +52,7 @@ def export_program(segmenter: Any) -> torch.export.ExportedProgram:
 def trace(graph: MaskGraph) -> torch.export.ExportedProgram:
     """Trace a graph; numbers of tiles and queries, lengths and layouts stay free, 1 included."""
     example = tuple(tensor.to(graph.mean.device) for tensor in _example(graph.config))
-    with torch.no_grad(), _sdpa(graph.inner):
+    with torch.no_grad(), attention_implementation(graph.inner, "sdpa"):
         return torch.export.export(graph, example, dynamic_shapes=_free_sizes(), strict=False)
 
 
@@ -68,19 +69,6 @@ def _example(config: Any) -> tuple[Tensor, Tensor, Tensor]:
     words = [next(index for index in range(3) if index not in (config.image_token_id, config.seg_token_id))] * 7
     ids = [*words, *[config.image_token_id] * tokens, *words, *[config.seg_token_id] * config.num_seg_tokens]
     return pixels, torch.tensor([ids] * queries), torch.arange(rows * columns).view(rows, columns)
-
-
-@contextmanager
-def _sdpa(model: Any) -> Iterator[None]:
-    """Trace with the attention that takes a bool mask."""
-    before = model.config._attn_implementation
-    try:
-        if before != "sdpa":
-            model.set_attn_implementation("sdpa")
-        yield
-    finally:
-        if before != "sdpa":
-            model.set_attn_implementation(before)
 
 
 def export_onnx(segmenter: Any, target: str | Path) -> Path:

@@ -6,11 +6,12 @@ implementation needs (an additive mask for eager, a bool mask for SDPA, a block 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_causal_mask
 
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -142,3 +143,22 @@ def language_attention_mask(
         past_key_values=None,
         or_mask_function=dual_perception(is_image, is_seg, rule),
     )
+
+
+@contextmanager
+def attention_implementation(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """Let all parts of a model attend by one implementation; afterwards each has its own again.
+
+    Args:
+        model: With a ``text_config`` and a ``vision_config``.
+        name: Of `transformers`: ``eager``, ``sdpa`` ...
+    """
+    parts = {"": model.config, "text_config": model.config.text_config, "vision_config": model.config.vision_config}
+    before = {part: config._attn_implementation for part, config in parts.items()}
+    try:
+        if set(before.values()) != {name}:
+            model.set_attn_implementation(name)
+        yield
+    finally:
+        if set(before.values()) != {name}:
+            model.set_attn_implementation(before)
