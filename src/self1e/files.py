@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -95,6 +95,29 @@ def new_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def replace_folder(final: Path, write: Callable[[Path], object]) -> None:
+    """Write a folder anew: what has the name is complete at any instant; after a kill see `restore_folder`."""
+    written, before = final.with_name(f".{final.name}-new"), final.with_name(f".{final.name}-before")
+    shutil.rmtree(written, ignore_errors=True)
+    with new_folder(written) as folder:
+        write(folder)
+    shutil.rmtree(before, ignore_errors=True)
+    if final.is_dir():
+        final.rename(before)
+    written.rename(final)
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def restore_folder(final: Path) -> None:
+    """Bring back what `replace_folder` has replaced where a process was killed between two renames; tidy up."""
+    before = final.with_name(f".{final.name}-before")
+    if before.is_dir() and not final.is_dir():
+        before.rename(final)
+    for pattern in (f".{final.name}-*", f"..{final.name}-*.partial"):
+        for left in final.parent.glob(pattern):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def sync(path: Path) -> None:

@@ -390,6 +390,21 @@ def encode_edges(edges: ArrayLike, size_hw: tuple[int, int]) -> tuple[dict[str, 
     return {"size": [height, width], "counts": compressed_counts(counts)}, int(counts[1::2].sum())
 
 
+def emptied(
+    masks: Iterable[tuple[dict[str, Any], float] | None], size_wh: tuple[int, int], least_score: float | None = None
+) -> list[tuple[dict[str, Any], float]]:
+    """Put an empty mask of score 0 where there is none, and where one scores too little: "not there".
+
+    Args:
+        masks: Compressed COCO RLE and score each, or None.
+        size_wh: Of the picture.
+        least_score: Masks that score less become empty; None keeps them all.
+    """
+    width, height = size_wh
+    nothing = encode_edges([], (height, width))[0], 0.0
+    return [one if one is not None and (least_score is None or one[1] >= least_score) else nothing for one in masks]
+
+
 def compressed_counts(counts: np.ndarray) -> bytes:
     """Write run lengths as COCO's compressed counts, int64 ``(R,)``: the opposite of `run_lengths`."""
     values = counts.copy()

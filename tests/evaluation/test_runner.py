@@ -305,7 +305,7 @@ def test_a_second_run_into_the_same_folder_is_refused(tiny_model: Any, own: Path
     run_all(tiny_model, f"own:{own}", tmp_path, limit=1)
     [path] = tmp_path.rglob("rows-*.jsonl")
     before = path.read_bytes()
-    hold = "import sys, time; from pathlib import Path; from self1e.training.locking import only_run\n"
+    hold = "import sys, time; from pathlib import Path; from self1e.locking import only_run\n"
     hold += "with only_run(Path(sys.argv[1])):\n    print('in', flush=True); time.sleep(300)"
     with subprocess.Popen([sys.executable, "-c", hold, str(path.parent)], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None

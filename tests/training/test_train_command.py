@@ -21,6 +21,7 @@ from self1e.cli.main import main
 from self1e.cli.train import list_recipes
 from self1e.data.scenes import Scenes
 from self1e.errors import CheckpointError, DatasetError, OutputError, SettingError
+from self1e.files import restore_folder
 from self1e.model import Self1EForConditionalGeneration
 from self1e.training import preflight
 from self1e.training.adapters import attach_adapters
@@ -29,7 +30,7 @@ from self1e.training.merging import merge_checkpoint
 from self1e.training.recipes import RECIPES, change, find_recipe
 from self1e.training.run import check_report_to, check_same, prepare, run
 from self1e.training.stopping import Interrupted
-from self1e.training.watching import Watching, evaluating, measure, restore
+from self1e.training.watching import Watching, evaluating, measure
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -149,7 +150,7 @@ def test_folders_that_are_no_run_or_no_folder_are_named(finished, tiny_model_fol
 
 def test_a_second_run_is_kept_out_of_a_folder_until_the_first_is_dead(finished, tiny_model_folder, tmp_path):
     shutil.copytree(finished / "checkpoint-4", tmp_path / "checkpoint-4")
-    hold = "import sys, time; from pathlib import Path; from self1e.training.locking import only_run\n"
+    hold = "import sys, time; from pathlib import Path; from self1e.locking import only_run\n"
     hold += "with only_run(Path(sys.argv[1])):\n    print('in', flush=True); time.sleep(100)"
     with subprocess.Popen([sys.executable, "-c", hold, tmp_path], stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout is not None
@@ -338,7 +339,7 @@ def test_the_best_model_survives_a_kill_between_two_renames(tmp_path):
     (tmp_path / ".best-before").mkdir()
     (tmp_path / ".best-before" / "best.json").write_text("{}")
     (tmp_path / ".best-8").mkdir()
-    restore(tmp_path / "best")
+    restore_folder(tmp_path / "best")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best"]
     assert (tmp_path / "best" / "best.json").is_file()
 

@@ -28,8 +28,8 @@ from self1e.evaluation.dump import RowWriter, read_rows
 from self1e.evaluation.metrics.rows import Row
 from self1e.evaluation.protocols import Run
 from self1e.inference.weights import sampled_weights
+from self1e.locking import only_run
 from self1e.machine import process_count, process_index
-from self1e.training.locking import only_run
 
 _log = logging.getLogger(__name__)
 _SAMPLED = 4096  # numbers of each tensor that go into a model's fingerprint

@@ -15,9 +15,9 @@ from typing import Any
 from torch import Tensor
 
 from self1e.errors import SettingError
-from self1e.inference.segmenter import EncodedPicture, Exact, KindChoice, Self1E, check_queries, finish
+from self1e.inference.segmenter import EncodedPicture, Exact, Self1E, finish
 from self1e.inference.writing import write_greedily
-from self1e.processing.prompts import segmentation_question
+from self1e.processing.prompts import KindChoice, check_queries, segmentation_question
 from self1e.settings import check_batch
 from self1e.structures import Segmentation
 

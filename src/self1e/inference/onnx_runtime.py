@@ -23,7 +23,7 @@ from self1e.processing.pictures import open_picture
 from self1e.processing.processor import Self1EProcessor
 from self1e.processing.prompts import SEG_TOKEN, KindChoice, check_queries
 from self1e.settings import check_batch
-from self1e.structures import Segmentation, encode_edges, encode_mask
+from self1e.structures import Segmentation, emptied, encode_edges
 
 GRAPH = "model.onnx"
 FACTS = "model.json"
@@ -117,10 +117,11 @@ class OnnxSegmenter:
         asked = check_queries(queries, kind, template)
         opened = open_picture(picture)
         size_wh = opened.image.size
-        found = []
-        kept = []
+        least_score = self.no_target_threshold if reject else None
+        found: list[tuple[dict[str, Any], float]] = []
+        kept: list[np.ndarray] = []
         for logits in self._logits(opened.image, asked, template, max_tiles, batch_size):
-            found += [self._mask(one, size_wh, threshold, reject) for one in logits]
+            found += emptied((enlarge(one, size_wh, threshold) for one in logits), size_wh, least_score)
             kept += [logits] if return_logits else []
         return Segmentation(
             queries=tuple(query for query, _ in asked),
@@ -172,14 +173,6 @@ class OnnxSegmenter:
             if not np.isfinite(logits).all():
                 raise CheckpointError(f"{self.name}: the mask logits are not finite; the weights are damaged.")
             yield logits
-
-    def _mask(
-        self, logits: np.ndarray, size_wh: tuple[int, int], threshold: float, reject: bool
-    ) -> tuple[dict[str, Any], float]:
-        rle, score = enlarge(logits, size_wh, threshold)
-        if reject and self.no_target_threshold is not None and score < self.no_target_threshold:
-            return encode_mask(np.zeros(size_wh[::-1], dtype=bool)), 0.0
-        return rle, score
 
     def _check_fit(self, folder: Path) -> None:
         """Compare graph and processor: files of two exports mixed up give masks, but wrong ones."""

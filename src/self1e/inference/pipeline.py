@@ -79,7 +79,7 @@ class TextGuidedSegmentationPipeline(Pipeline):
         if queries is None and "queries" not in self._forward_params:
             raise PromptError("Pass queries=[...]: what to find in the picture.")
         if queries is not None:
-            from self1e.inference.segmenter import check_queries
+            from self1e.processing.prompts import check_queries
 
             check_queries(queries, kwargs.get("kind") or "auto", kwargs.get("template"))
         if batch_size is None:

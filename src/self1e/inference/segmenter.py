@@ -38,7 +38,7 @@ from self1e.processing.pictures import OpenedPicture, open_picture
 from self1e.processing.processor import Self1EProcessor
 from self1e.processing.prompts import SEG_TOKEN, KindChoice, check_queries
 from self1e.settings import check_batch
-from self1e.structures import Segmentation, TileGrid, encode_mask
+from self1e.structures import Segmentation, TileGrid, emptied
 
 if TYPE_CHECKING:
     from self1e.inference.semantic import SemanticMap
@@ -774,10 +774,8 @@ def finish(
         least_score: Masks that score less become empty.
         text: What the model said per query.
     """
-    nothing = encode_mask(np.zeros(picture.size_wh[::-1], dtype=bool)), 0.0
-    masks = [nothing if one is None else enlarge(one, picture.size_wh, threshold) for one in logits]
-    if least_score is not None:
-        masks = [found if found[1] >= least_score else nothing for found in masks]
+    found = [None if one is None else enlarge(one, picture.size_wh, threshold) for one in logits]
+    masks = emptied(found, picture.size_wh, least_score)
     return Segmentation(
         queries=tuple(queries),
         rles=tuple(rle for rle, _ in masks),

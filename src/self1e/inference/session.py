@@ -47,10 +47,10 @@ from self1e.inference.base_text import BaseText
 from self1e.inference.choosing import Sampling
 from self1e.inference.events import Adapter, Done, Event, Mask, Mode, NotThere, Stopped, TextDelta
 from self1e.inference.folded import SeenWeights
-from self1e.inference.segmenter import EncodedPicture, Exact, KindChoice, Self1E, finish
+from self1e.inference.segmenter import EncodedPicture, Exact, Self1E, finish
 from self1e.inference.text_cache import TextCache, bytes_per_token
 from self1e.processing.processor import IGNORED_LABEL
-from self1e.processing.prompts import IMAGE_PLACEHOLDER, SEG_TOKEN, segmentation_question
+from self1e.processing.prompts import IMAGE_PLACEHOLDER, SEG_TOKEN, KindChoice, segmentation_question
 from self1e.settings import check_batch
 from self1e.structures import Segmentation
 
@@ -331,8 +331,9 @@ class Session:
                 dropped = self._make_room(answer, text)
                 prompt = self._next(answer.prompt) if self._parts else self._begin(answer.prompt)
                 ids = self._ids + prompt
-                known = text.known(text.seen(ids))
-                computed = len(text.seen(ids)) - known
+                seen = text.seen(ids)
+                known = text.known(seen)
+                computed = len(seen) - known
                 yield from self._give(answer, ids) if answer.mode == "segment" else self._write(answer, ids, text)
             except (GeneratorExit, KeyboardInterrupt):
                 if answer.ids:
@@ -504,7 +505,6 @@ class Session:
 
     def _make_room(self, answer: _Answer, text: TextCache) -> int:
         """Drop the oldest turns if the next one would not fit; say how many."""
-
         if not self._parts:
             return 0
         lengths = [len(text.seen(part)) for part in self._parts]

@@ -26,7 +26,7 @@ from self1e.errors import CheckpointError, PromptError, SettingError
 from self1e.processing import prompts
 from self1e.processing.foreign import find_foreign
 from self1e.processing.image import Self1EImageProcessor
-from self1e.processing.prompts import ChatTemplate, Kind
+from self1e.processing.prompts import ChatTemplate, KindChoice
 from self1e.processing.tokenizers import (
     add_segmentation_tokens,
     add_what_weights_have,
@@ -304,7 +304,7 @@ class Self1EProcessor(ProcessorMixin):
         queries: str | Sequence[str],
         *,
         num_tiles: int | Sequence[int],
-        kind: Kind | Literal["auto"] | Sequence[Kind | Literal["auto"]] = "auto",
+        kind: KindChoice | Sequence[KindChoice] = "auto",
         template: str | None = None,
         answer: str = prompts.SEG_TOKEN,
         pad_to_multiple_of: int | None = None,
@@ -330,7 +330,7 @@ class Self1EProcessor(ProcessorMixin):
         queries: str | Sequence[str],
         *,
         num_tiles: int | Sequence[int],
-        kind: Kind | Literal["auto"] | Sequence[Kind | Literal["auto"]] = "auto",
+        kind: KindChoice | Sequence[KindChoice] = "auto",
         template: str | None = None,
         answer: str = prompts.SEG_TOKEN,
     ) -> list[list[int]]:

@@ -250,7 +250,7 @@ def check_question_template(template: str) -> str:
     return template
 
 
-def segmentation_question(text: str, kind: Kind | Literal["auto"] = "auto", template: str | None = None) -> str:
+def segmentation_question(text: str, kind: KindChoice = "auto", template: str | None = None) -> str:
     """Ask for the mask of something, in the published words.
 
     Args:

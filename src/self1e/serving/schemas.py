@@ -21,6 +21,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from self1e.inference.events import Adapter, Mode
+
 IMAGES = "/v1/images"
 IMAGE = "/v1/images/{image_id}"
 IMAGE_SEGMENT = "/v1/images/{image_id}/segment"
@@ -118,13 +120,12 @@ class OneShotSemanticRequest(Classes, PictureRequest):
 Temperature = Annotated[float, Field(ge=0, le=100)]
 TopP = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Adapter = Literal["on", "off"]
 
 
 class SessionRequest(Message):
     """``POST /v1/images/{image_id}/sessions``: begin a conversation about a picture."""
 
-    mode: Literal["auto", "segment", "text"] = Field("auto", description="Who decides that there is a mask.")
+    mode: Mode = Field("auto", description="Who decides that there is a mask.")
     adapter: Adapter = Field("on", description="off: the base model's words in turns of mode text, if it is at hand.")
     temperature: Temperature = Field(0.0, description="0: the likeliest words; above it they are drawn.")
     top_p: TopP = Field(1.0, description="With a temperature: draw from the fewest tokens of this probability in all.")
@@ -137,7 +138,7 @@ class TurnRequest(Message):
     """``POST /v1/sessions/{session_id}/turns``: ask; the answer is a stream of events."""
 
     text: Words
-    mode: Literal["auto", "segment", "text"] | None = Field(None, description="For this turn.")
+    mode: Mode | None = Field(None, description="For this turn.")
     kind: Literal["auto", "phrase", "sentence"] = "auto"
     max_new_tokens: int | None = Field(None, ge=1, le=8192, description="Longest answer.")
     adapter: Adapter | None = Field(None, description="For this turn, of mode text; see the conversation.")
@@ -225,7 +226,7 @@ class SessionInfo(Message):
 
     id: str
     image_id: str
-    mode: Literal["auto", "segment", "text"]
+    mode: Mode
     turns: int
     tokens: int = Field(description="In the model's view, picture included.")
     max_tokens: int
@@ -242,7 +243,7 @@ class DoneEvent(Message):
     """The end of a turn; see ``self1e.inference.session.Done``."""
 
     text: str
-    mode: Literal["auto", "segment", "text"]
+    mode: Mode
     decision: Literal["segment", "text"]
     probability: float
     stopped: Literal["end", "length", "cancelled"]

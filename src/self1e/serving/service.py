@@ -18,9 +18,9 @@ from starlette.requests import ClientDisconnect, Request
 from self1e.errors import PictureError
 from self1e.inference.base_answers import knows_base
 from self1e.inference.parts import PartOptions
-from self1e.inference.segmenter import check_queries
 from self1e.inference.semantic import CLASSES_AT_ONCE, SemanticMap, check_classes, find_classes
 from self1e.processing.pictures import OpenedPicture, open_picture
+from self1e.processing.prompts import check_queries
 from self1e.serving import schemas
 from self1e.serving.fetching import Fetcher
 from self1e.serving.metrics import Metrics

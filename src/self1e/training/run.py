@@ -18,9 +18,10 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments, se
 
 from self1e.configuration import Self1EConfig
 from self1e.errors import OutputError, SettingError
-from self1e.files import atomic_write
+from self1e.files import atomic_write, replace_folder, restore_folder
 from self1e.inference.loading import choose_device, find_model, reading
 from self1e.inference.memory import free_memory
+from self1e.locking import only_run
 from self1e.machine import find_commit, process_count, process_index, versions
 from self1e.model import Self1EForConditionalGeneration
 from self1e.model.losses import LossWeights
@@ -30,13 +31,12 @@ from self1e.training.adapters import attach_adapters, export_model
 from self1e.training.card import write_card
 from self1e.training.collate import Collator
 from self1e.training.guards import Guarded
-from self1e.training.locking import only_run
 from self1e.training.order import Epochs
 from self1e.training.recipes.overriding import differences
 from self1e.training.recipes.settings import Recipe
 from self1e.training.trainer import Self1ETrainer
 from self1e.training.training_data import Bucketing, TrainingData, data_changes, open_training_data
-from self1e.training.watching import BEST, Watching, replace_folder, restore
+from self1e.training.watching import BEST, Watching
 
 logger = logging.getLogger(__name__)
 
@@ -230,7 +230,7 @@ def _run(
     start = _resume_from(facts, out, resume)
     if process_index() == 0:
         for name in (BEST, MODEL):
-            restore(out / name)
+            restore_folder(out / name)
         atomic_write(out / RECIPE, _json(asdict(recipe)))
         atomic_write(out / FACTS, _json(facts))
     set_seed(recipe.seed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from transformers import TrainerCallback
 
 from self1e.data.sample import Sample, Target
 from self1e.evaluation.metrics.masks import MaskIoU
-from self1e.files import new_folder
+from self1e.files import replace_folder
 from self1e.structures import Segmentation
 from self1e.training.adapters import export_model
 from self1e.training.recipes.settings import EvaluationSettings
@@ -134,29 +133,6 @@ class Watching(TrainerCallback):
         except (OSError, SafetensorError) as error:
             self._has_failed = True
             logger.warning("The best model, of step %d, could not be saved: %s", facts["step"], error)
-
-
-def replace_folder(final: Path, write: Callable[[Path], object]) -> None:
-    """Write a folder anew: what has the name is complete at any instant, old or new; after a kill see `restore`."""
-    written, before = final.with_name(f".{final.name}-new"), final.with_name(f".{final.name}-before")
-    shutil.rmtree(written, ignore_errors=True)
-    with new_folder(written) as folder:
-        write(folder)
-    shutil.rmtree(before, ignore_errors=True)
-    if final.is_dir():
-        final.rename(before)
-    written.rename(final)
-    shutil.rmtree(before, ignore_errors=True)
-
-
-def restore(final: Path) -> None:
-    """Bring back what `replace_folder` has replaced where a process was killed between two renames; tidy up."""
-    before = final.with_name(f".{final.name}-before")
-    if before.is_dir() and not final.is_dir():
-        before.rename(final)
-    for pattern in (f".{final.name}-*", f"..{final.name}-*.partial"):
-        for left in final.parent.glob(pattern):
-            shutil.rmtree(left, ignore_errors=True)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from self1e.data.sample import Sample, Target
-from self1e.errors import DatasetError, SettingError
+from self1e.errors import SettingError
 from self1e.evaluation.benchmarks.interface import Benchmark, Opened, hash_files
 from self1e.evaluation.benchmarks.masks import GRES, expressions_benchmark, summarise
 
@@ -78,8 +78,6 @@ def own(path: str) -> Benchmark:
         from self1e.data.own import open_data
 
         samples = open_data(place, split=split or None)
-        if not len(samples):
-            raise DatasetError(f"{place} holds no picture.")
         missing = [str(record.picture) for record in samples.records if not record.picture.is_file()]
         return Opened(
             units=OwnUnits(samples), annotations=hash_files(truth_files(samples)), problems=summarise(missing)

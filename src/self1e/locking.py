@@ -1,4 +1,4 @@
-"""One run per folder: a second one would remove what the first is writing."""
+"""One run per folder: a second one would remove, or write twice, what the first is writing."""
 
 from __future__ import annotations
 
