@@ -14,6 +14,7 @@ from self1e.inference import loading
 
 ROOT = Path(__file__).parents[2]
 FIGURES = {"teaser.png", "dual-perception.png", "rfr.png", "rfa.png"}
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 HAS_NANO = (loading.NANO / "model.safetensors").is_file()
 NO_NANO = f"NANO IS MISSING: no weights in {loading.NANO}, so what it prints and draws cannot be checked."
 
@@ -42,7 +43,11 @@ def test_blocks_run(block, nano):
 @pytest.mark.skipif(not HAS_NANO, reason=NO_NANO)
 @pytest.mark.parametrize("block", [b for b in BLOCKS if b.output is not None], ids=lambda block: block.name)
 def test_what_blocks_print_is_what_the_page_says(block):
-    assert outputs.run(block) == block.output, "run: python scripts/fill_outputs.py"
+    printed, page = outputs.run(block), block.output
+    # Other processors and numbers of threads add in another order: a mask may differ at its edge.
+    assert NUMBER.sub("#", printed) == NUMBER.sub("#", page), "run: python scripts/fill_outputs.py"
+    numbers = [[float(number) for number in NUMBER.findall(text)] for text in (printed, page)]
+    assert numbers[0] == pytest.approx(numbers[1], rel=2e-3, abs=0.011), "run: python scripts/fill_outputs.py"
 
 
 def test_the_first_screen_shows_code_and_its_output():
