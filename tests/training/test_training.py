@@ -16,6 +16,7 @@ from self1e.data.mixture import Item, PhotoAugment, Row
 from self1e.data.sample import Sample, Target
 from self1e.data.scenes import Scenes, all_words
 from self1e.errors import CheckpointError, DatasetError, SettingError
+from self1e.model import Self1EForConditionalGeneration
 from self1e.processing import prompts
 from self1e.training import nano
 from self1e.training.caching import CachedSamples
@@ -311,3 +312,50 @@ def test_writing_the_answer_and_the_mask_are_taught_in_two_rows() -> None:
             else:
                 assert seg not in [*ids, *supervised]
     assert written
+
+
+def test_a_deepened_model_answers_as_before_and_its_new_layers_learn(tmp_path):
+    smoke = replace(RECIPES["nano_smoke"](), pictures=4, encoder_pictures=0, warmup_steps=0, decay_steps=0)
+    first = run(smoke, data=None, out=tmp_path / "first")
+    deeper = replace(smoke, start=str(first), text_layers=6, learning_rate=1e-12, weight_decay=0.0)
+    same = load_model(run(deeper, data=None, out=tmp_path / "same"))
+    assert len(same.model.language_model.layers) == same.config.text_config.num_hidden_layers == 6
+    ids = torch.tensor([[11, 12, 13, 14]])
+    before, after = (model.model.language_model(input_ids=ids).last_hidden_state for model in (load_model(first), same))
+    torch.testing.assert_close(after, before, rtol=0, atol=1e-5)
+
+    learned = load_model(run(replace(deeper, learning_rate=1e-2), data=None, out=tmp_path / "learned"))
+    for number in (2, 5):  # behind the second layer and behind the last
+        assert same.model.language_model.layers[number].mlp.down_proj.weight.abs().max() < 1e-9
+        assert learned.model.language_model.layers[number].mlp.down_proj.weight.abs().max() > 1e-4
+
+
+def load_model(folder):
+    return Self1EForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+@pytest.mark.parametrize(("layers", "places"), [(4, []), (5, [4]), (6, [2, 5]), (8, [1, 3, 5, 7])])
+def test_further_layers_are_spread_evenly_and_read_what_theirs_before_them_read(processor, layers, places):
+    model = nano.build_model(processor)
+    language = model.model.language_model
+    given = list(language.layers)
+    nano.deepen(model, layers)
+    assert [number for number, layer in enumerate(language.layers) if layer not in given] == places
+    assert [layer.self_attn.layer_idx for layer in language.layers] == list(range(layers))
+    for place in places:
+        copied, copy_of = language.layers[place].self_attn, language.layers[place - 1].self_attn
+        torch.testing.assert_close(copied.q_proj.weight, copy_of.q_proj.weight, rtol=0, atol=0)
+    # A cache of keys and values has a place for each.
+    output = language(input_ids=torch.tensor([[11, 12]]), use_cache=True)
+    assert len(output.past_key_values) == layers
+
+
+@pytest.mark.parametrize("layers", [0, 3, 9])
+def test_layers_are_neither_taken_away_nor_more_than_doubled(processor, layers):
+    with pytest.raises(SettingError, match=f"text_layers={layers}.*4 layers.*4 to 8"):
+        nano.deepen(nano.build_model(processor), layers)
+
+
+def test_nothing_can_be_deepened_without_a_start():
+    with pytest.raises(SettingError, match="start=MODEL"):
+        replace(RECIPES["nano_smoke"](), text_layers=6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from self1e.data.clothing import PERSON, Clothing
 from self1e.data.coco import REDISTRIBUTABLE, CocoCategories
 from self1e.data.mixture import Mixture, Part, PhotoAugment, Turn
 from self1e.data.scenes import TARGET_TAGS, Scenes, all_words
-from self1e.errors import DatasetError
+from self1e.errors import DatasetError, SettingError
 from self1e.model import Self1EForConditionalGeneration
 from self1e.processing import prompts
 from self1e.processing.image import Self1EImageProcessor
@@ -139,6 +140,42 @@ def build_model(processor: Self1EProcessor, *, seed: int = 0) -> Self1EForCondit
     nn.init.trunc_normal_(embeddings.position_embeddings, std=0.02)
     nn.init.trunc_normal_(embeddings.cls_token, std=0.02)
     return model
+
+
+def deepen(model: Self1EForConditionalGeneration, layers: int) -> None:
+    """Put further layers into the language model, spread evenly; at first they change nothing.
+
+    A further layer is a copy of the one before it whose two writing projections are zero, so it adds nothing to what
+    passes through it, and what it reads with has been trained (depth up-scaling; zero at first as in ControlNet).
+
+    Args:
+        model: Is changed in place, its configuration too.
+        layers: How many there are then, at least as many as now and at most twice as many.
+
+    Raises:
+        SettingError: Fewer layers, or more than twice as many.
+    """
+    language: Any = model.model.language_model
+    now = len(language.layers)
+    if not now <= layers <= 2 * now:
+        raise SettingError(f"text_layers={layers}: the start has {now} layers; expected {now} to {2 * now}.")
+    further = layers - now
+    # Behind which layers: the last of as many even parts.
+    behind = {now * (part + 1) // further - 1 for part in range(further)} if further else set()
+    deeper: list[Any] = []
+    for number, layer in enumerate(language.layers):
+        deeper.append(layer)
+        if number in behind:
+            copied = copy.deepcopy(layer)
+            nn.init.zeros_(copied.self_attn.o_proj.weight)
+            nn.init.zeros_(copied.mlp.down_proj.weight)
+            deeper.append(copied)
+    for number, layer in enumerate(deeper):
+        layer.self_attn.layer_idx = number  # its place in a cache of keys and values
+    language.layers = nn.ModuleList(deeper)
+    for config in {id(one): one for one in (language.config, model.config.text_config)}.values():
+        config.num_hidden_layers = layers
+        config.layer_types = ["full_attention"] * layers
 
 
 def training_scenes(*, absent: bool = True) -> Scenes:

@@ -56,6 +56,8 @@ def run(recipe: TrainRecipe, *, data: Path | None, out: Path, resume: bool = Fal
         with reading(recipe.start):
             processor = Self1EProcessor.from_pretrained(path)
             model = Self1EForConditionalGeneration.from_pretrained(path, dtype=torch.float32)
+        if recipe.text_layers is not None:
+            parts.deepen(model, recipe.text_layers)
     model.set_attn_implementation(recipe.attention)
     out.mkdir(parents=True, exist_ok=True)
     _check_folder(recipe, out, resume)

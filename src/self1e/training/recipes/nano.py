@@ -16,6 +16,9 @@ class TrainRecipe:
     """Pictures of the run, after the first stage."""
     start: str | None = None
     """Model whose weights the run starts from, a name or a folder; None starts from nothing."""
+    text_layers: int | None = None
+    """Layers of the language model; those that the start lacks are put in between and change nothing at first (see
+    `self1e.training.nano.deepen`). None keeps the start's."""
     encoder_pictures: int = 0
     """Pictures of the first stage, in which vision encoder, projector and word embeddings learn alone; 0 leaves it
     out."""
@@ -65,6 +68,8 @@ class TrainRecipe:
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.encoder_batch_size < 1:
             raise SettingError(f"{self.name}: batch_size and encoder_batch_size must be at least 1.")
+        if self.text_layers is not None and self.start is None:
+            raise SettingError(f"{self.name}: text_layers={self.text_layers} deepens a model; expected start=MODEL.")
         if self.steps < self.warmup_steps + self.decay_steps or self.steps < 1:
             raise SettingError(
                 f"pictures={self.pictures} are {self.steps} steps of {self.batch_size}; expected at least "
