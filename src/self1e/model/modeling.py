@@ -202,10 +202,13 @@ class Self1EForConditionalGeneration(InternVLForConditionalGeneration):
                 hidden, input_ids, is_seg, vision, rows, with_auxiliary=mask_targets is not None
             )
         if labels is not None or mask_targets is not None:
+            is_masked = mask_targets is not None and any(len(row) for row in result.mask_logits or ())
+            # Before lm_head, where masks are made too: whoever puts gradients together in the order in which they come
+            # (ZeRO) needs the same order on all processes, whatever their items hold.
+            idle = self._idle(hidden, blank, with_head=not is_masked) if learns else None
             result.loss, result.losses = self._loss(hidden, labels, mask_targets, result)
-            if learns:
-                is_masked = mask_targets is not None and any(len(row) for row in result.mask_logits or ())
-                result.loss = result.loss + 0.0 * self._idle(hidden, blank, with_head=not is_masked)
+            if idle is not None:
+                result.loss = result.loss + 0.0 * idle
         else:
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             result.logits = self.lm_head(hidden[:, keep])
