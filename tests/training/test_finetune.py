@@ -128,6 +128,12 @@ def test_a_run_that_was_stopped_goes_on_and_a_changed_one_does_not(finished, mad
     assert json.loads((out / "run.json").read_text())["data"]["counts"] == {"own": 4}  # not written over
 
 
+def test_of_several_processes_only_the_first_tells(made, tiny_model_folder, run, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    told = run("finetune", "--data", made, "--model", tiny_model_folder, "--dry-run", "--out", "no", *sets())
+    assert told == (0, "", "")
+
+
 def test_a_dry_run_shows_everything_and_writes_nothing(made, tiny_model_folder, run, tmp_path):
     status, out, _ = run("finetune", "--data", made, "--model", tiny_model_folder, "--dry-run", "--out", "no", *sets())
     assert status == 0

@@ -4,6 +4,8 @@ import copy
 import json
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +17,7 @@ from safetensors.torch import load_file
 from self1e.data.mixture import Item, PhotoAugment, Row
 from self1e.data.sample import Sample, Target
 from self1e.data.scenes import Scenes, all_words
-from self1e.errors import CheckpointError, DatasetError, SettingError
+from self1e.errors import CheckpointError, DatasetError, OutputError, SettingError
 from self1e.model import Self1EForConditionalGeneration
 from self1e.processing import prompts
 from self1e.training import nano
@@ -126,6 +128,17 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
         run(replace(recipe, learning_rate=0.1), data=None, out=tmp_path, resume=True)
     with pytest.raises(SettingError, match="holds the checkpoints of a run"):
         run(recipe, data=None, out=tmp_path, resume=False)
+
+
+def test_a_folder_in_which_a_run_is_training_is_left_alone(tmp_path):
+    hold = "import sys, time; from pathlib import Path; from self1e.locking import only_run\n"
+    hold += "with only_run(Path(sys.argv[1])):\n    print('in', flush=True); time.sleep(100)"
+    with subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"in\n"
+        with pytest.raises(OutputError, match="another run is training in this folder"):
+            run(RECIPES["nano_smoke"](), data=None, out=tmp_path)
+        other.kill()
 
 
 def test_the_encoder_learns_to_see(processor):

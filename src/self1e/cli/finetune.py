@@ -12,9 +12,10 @@ from typing import Annotated, Any
 import typer
 
 from self1e.cli.data import list_problems, save_picture, show_progress, table_of_splits
-from self1e.cli.options import DeviceOption, say
-from self1e.cli.training import DryRun, How, ReportTo, Resume, Settings
+from self1e.cli.options import DeviceOption
+from self1e.cli.training import DryRun, How, ReportTo, Resume, Settings, say_once
 from self1e.errors import DatasetError, SettingError, did_you_mean
+from self1e.machine import process_index
 
 WARNINGS = ("empty-mask", "duplicate-query", "duplicate-picture")
 """Kinds of problems that are told and do not stop a run."""
@@ -55,7 +56,7 @@ def finetune(
     source = _open(data, val, split=split, format=format, pictures=pictures, ignore=ignore or [])
     # Before the slow part, so that a wrong setting or model does not cost a check of all pictures.
     recipe, training, validation = _plan(source, model, epochs, steps, settings or [])
-    if not no_check:
+    if not no_check and process_index() == 0:  # whose error ends the others too
         _check(source, ignore or [], out / "data-check.png", draw=not dry_run)
     from transformers.utils import logging
 
@@ -65,7 +66,7 @@ def finetune(
     final = How(out, resume, report_to or [], device, dry_run).train(
         recipe, own_training_data(recipe, training, validation)
     )
-    if final is not None:
+    if final is not None and process_index() == 0:
         _tell(final, out, training)
 
 
@@ -100,11 +101,11 @@ class _Source:
             return [found]
         file = self.other.splits[self.other_split]
         if file.resolve() == splits[self.train].resolve():
-            say("--val is what is trained on: figures will say that the model learns, not what it has learned.")
+            say_once("--val is what is trained on: figures will say that the model learns, not what it has learned.")
             return [found]
         if self.other.format == self.found.format:
             return [replace(found, splits={**splits, "--val": file})]
-        say(f"--val is {self.other.format} and --data {self.found.format}: pictures in both are not looked for.")
+        say_once(f"--val is {self.other.format} and --data {self.found.format}: pictures in both are not looked for.")
         return [found, replace(self.other, splits={"--val": file})]
 
 
@@ -175,7 +176,7 @@ def _plan(source: _Source, model: str, epochs: int | None, steps: int | None, se
         return first, everything, ()
     share = first.data.held_out
     if share == 0:
-        say(f"data.held_out=0: measured on the {len(everything)} training pictures themselves.")
+        say_once(f"data.held_out=0: measured on the {len(everything)} training pictures themselves.")
         return make(len(everything), "the training pictures"), everything, everything
     if len(everything) < 2:
         raise SettingError(
@@ -183,7 +184,7 @@ def _plan(source: _Source, model: str, epochs: int | None, steps: int | None, se
             "--set data.held_out=0."
         )
     training, held_out = everything.hold_out(share, seed=first.seed)
-    say(
+    say_once(
         f"{len(held_out)} of {len(everything)} pictures are held out to measure on (seed {first.seed}); the others are "
         "trained on. --val DATA measures on other pictures."
     )
@@ -206,7 +207,7 @@ def _check(source: _Source, ignore: Sequence[str], sheet: Path, *, draw: bool) -
     drawn = reports[0].sheet()
     if draw and drawn is not None:
         save_picture(drawn, sheet)
-        say(f"Contact sheet: {sheet}")
+        say_once(f"Contact sheet: {sheet}")
     if errors:
         root = source.found.root
         raise DatasetError(

@@ -10,6 +10,7 @@ import typer
 from self1e.cli.options import DeviceOption
 from self1e.cli.training import DryRun, How, ReportTo, Resume, Settings, list_settings
 from self1e.errors import SettingError
+from self1e.machine import process_index
 
 
 def train(
@@ -80,6 +81,8 @@ def _train_nano(
 
 
 def _tell(final: Path) -> None:
+    if process_index():
+        return
     typer.echo(f"The model is in {final}; try: self1e segment PICTURE -q 'the person' --model {final}")
 
 

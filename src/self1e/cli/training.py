@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from self1e.cli.options import say
+from self1e.machine import process_index
 
 Settings = Annotated[list[str] | None, typer.Option("--set", help="Change a setting: --set optim.learning_rate=2e-5.")]
 Resume = Annotated[
@@ -43,9 +44,9 @@ class How:
 
         check_report_to(self.report_to)
         plan = prepare(recipe, data=data, device=self.device)
-        if self.dry_run:
+        if self.dry_run and process_index() == 0:
             list_settings(recipe)
-        (typer.echo if self.dry_run else say)(plan.describe())
+        (_echo_once if self.dry_run else say_once)(plan.describe())
         plan.check_memory()
         if self.dry_run:
             return None
@@ -56,9 +57,20 @@ class How:
             resume=self.resume,
             report_to=self.report_to,
             device=self.device,
-            say=say,
+            say=say_once,
             checked=plan,
         )
+
+
+def say_once(message: str) -> None:
+    """Write a line to stderr, of all processes of a run in the first alone."""
+    if process_index() == 0:
+        say(message)
+
+
+def _echo_once(message: str) -> None:
+    if process_index() == 0:
+        typer.echo(message)
 
 
 def list_settings(recipe: Any) -> None:

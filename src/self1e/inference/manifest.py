@@ -19,9 +19,9 @@ from types import TracebackType
 from typing import Any, Literal
 
 from self1e.errors import OutputError
+from self1e.locking import lock
 
 NAME = "manifest.jsonl"
-_FAR = 2**40  # Windows locks bytes, and nobody may read those: one that no manifest has
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,21 +129,11 @@ class Manifest:
 
     def _lock(self) -> None:
         try:
-            if os.name == "nt":
-                import msvcrt
-
-                os.lseek(self._file, _FAR, os.SEEK_SET)
-                msvcrt.locking(self._file, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-            else:
-                import fcntl
-
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(self._file, inherited=True)
         except (BlockingIOError, PermissionError) as error:
             raise OutputError(
                 f"{self.path.parent}: another run is writing to this folder. Wait for it, or choose another folder."
             ) from error
-        except OSError:  # a network disk without locks is no reason to stop
-            return
 
     def _whole_lines(self) -> bytes:
         """Read the file, cut off what follows the last line's end, and stand there."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from self1e.errors import SettingError
 from self1e.files import atomic_write
-from self1e.machine import process_count
+from self1e.locking import only_run
+from self1e.machine import process_count, process_index
 from self1e.training.recipes.nano import TrainRecipe
 from self1e.training.recipes.overriding import differences
 
@@ -29,7 +31,22 @@ def run(recipe: TrainRecipe, *, data: Path | None, out: Path, resume: bool = Fal
 
     Returns:
         The folder of the final model.
+
+    Raises:
+        SettingError: The batch cannot be shared out, or ``out`` holds another run.
+        OutputError: Another run is training in ``out``.
+        CheckpointError: There is no such model to start from.
     """
+    workers = process_count()
+    for batch in (recipe.batch_size, recipe.encoder_batch_size):
+        if batch % workers:
+            raise SettingError(f"A batch of {batch} pictures cannot be shared out to {workers} processes evenly.")
+    out.mkdir(parents=True, exist_ok=True)
+    with only_run(out) if process_index() == 0 else nullcontext():
+        return _run(recipe, data=data, out=out, resume=resume, save_steps=save_steps)
+
+
+def _run(recipe: TrainRecipe, *, data: Path | None, out: Path, resume: bool, save_steps: int) -> Path:
     import torch
     from transformers import set_seed
 
@@ -42,10 +59,6 @@ def run(recipe: TrainRecipe, *, data: Path | None, out: Path, resume: bool = Fal
     from self1e.training.guards import Guarded
     from self1e.training.trainer import make_trainer
 
-    workers = process_count()
-    for batch in (recipe.batch_size, recipe.encoder_batch_size):
-        if batch % workers:
-            raise SettingError(f"A batch of {batch} pictures cannot be shared out to {workers} processes evenly.")
     set_seed(recipe.seed)
     model: Any
     if recipe.start is None:
@@ -59,7 +72,6 @@ def run(recipe: TrainRecipe, *, data: Path | None, out: Path, resume: bool = Fal
         if recipe.text_layers is not None:
             parts.deepen(model, recipe.text_layers)
     model.set_attn_implementation(recipe.attention)
-    out.mkdir(parents=True, exist_ok=True)
     _check_folder(recipe, out, resume)
     # In one piece: another process of the same run may be reading it.
     atomic_write(out / "recipe.json", (json.dumps(asdict(recipe), indent=2) + "\n").encode())
