@@ -1,6 +1,6 @@
 """Put finished runs that made `nano`, one after another, into the package: weights, logs, learning curves, model card.
 
-python scripts/package_nano.py runs/nano runs/polish
+python scripts/package_nano.py runs/nano runs/nano/polish-1 ...
 python -m self1e.evaluation.nano --data DATA  # then measure it, ...
 python scripts/package_nano.py --card-only    # ... and write the figures into the card
 """
@@ -119,25 +119,27 @@ def _told(recipe: dict) -> str:
     )
 
 
-def commands(recipes: Sequence[dict]) -> str:
-    """Write the commands that repeat the runs: each starts from the one before, and names what it changed."""
-    lines, folders = [], []
-    for number, recipe in enumerate(recipes):
-        made = asdict(find_recipe(recipe["name"]))
-        changed = {name: value for name, value in recipe.items() if name != "start" and value != made[name]}
-        if folders:
-            changed = {"start": f"{folders[-1]}/model", **changed}
-        folders.append(f"runs/{number}")
-        words = ["torchrun --nproc-per-node 2 -m self1e train", recipe["name"], f"--data DATA --out {folders[-1]}"]
-        words += [f"--set {name}={value}" for name, value in changed.items()]
-        lines.append("    " + " ".join(words))
-    return "\n".join([*lines, f"    python scripts/package_nano.py {' '.join(folders)}"])
+def check_recipe(recipes: Sequence[dict]) -> None:
+    """Refuse runs that `self1e train nano` would not repeat. What older runs do not name had its default."""
+    made = [asdict(part) for part in find_recipe("nano").parts()]
+    apart = [
+        f"run {number}: {name}={value!r}"
+        for number, (recipe, part) in enumerate(zip(recipes, made, strict=False))
+        for name, value in recipe.items()
+        if name not in ("start", "polish") and value != part[name]
+    ]
+    if apart or len(recipes) != len(made):
+        raise SystemExit(
+            f"{len(recipes)} runs, where the recipe nano has {len(made)}; apart: {', '.join(apart) or 'nothing'}. "
+            "Bring `nano()` in self1e.training.recipes up to date: it must be what made the weights."
+        )
 
 
 def write_card() -> None:
     """Write the model card from the measured figures."""
     found = json.loads((RESULTS / "nano.json").read_text("utf-8"))
     recipes = [log["recipe"] for log in json.loads((RESULTS / "nano_log.json").read_text("utf-8"))]
+    check_recipe(recipes)
     scenes, photographs = found["scenes"], found["photographs"]
     rows = [
         ("drawn scenes, single target", scenes["single target"]),
@@ -177,9 +179,11 @@ One query on one core, encoding included: {found["query_seconds"]:.3f} s. All ta
 
 ## Training
 
-{commands(recipes)}
+    torchrun --nproc-per-node 2 -m self1e train nano --data DATA --out runs/nano
+    python scripts/package_nano.py {" ".join(["runs/nano", *(f"runs/nano/polish-{n}" for n in range(1, len(recipes)))])}
 
-{" ".join(_told(recipe) for recipe in recipes)} On 2 CPU cores. Recipes: `self1e.training.recipes`. Logs:
+{" ".join(_told(recipe) for recipe in recipes)} On 2 CPU cores all of it takes
+about six hours; `--set polish=none` ends after the first run, two hours. Recipes: `self1e.training.recipes`. Logs:
 [nano_log.json](../../../../docs/results/nano_log.json).
 
 ## Data

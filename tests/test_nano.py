@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from support import load_script
 
 import self1e
 from self1e.evaluation.nano import (
@@ -58,6 +59,19 @@ def test_the_card_says_what_was_measured(nano):
     for row in (report["scenes"]["single target"], report["photographs"]["the person"]):
         assert f"| {row['ciou']:.3f} | {row['giou']:.3f} |" in card
     assert report["query_seconds"] <= 0.5
+
+
+def test_one_command_repeats_the_runs_that_made_the_weights():
+    logs = json.loads((ROOT / "docs" / "results" / "nano_log.json").read_text("utf-8"))
+    recipes = [log["recipe"] for log in logs]
+    package = load_script("package_nano")
+    package.check_recipe(recipes)
+    for other in (recipes[:-1], [*recipes[:-1], {**recipes[-1], "seed": 77}]):
+        with pytest.raises(SystemExit, match="must be what made the weights"):
+            package.check_recipe(other)
+    # The learning rate of a run falls to nothing only if all of it was run.
+    for log in logs:
+        assert log["model"][-1]["step"] == log["recipe"]["pictures"] // log["recipe"]["batch_size"]
 
 
 def test_drawn_scenes_reach_the_card_on_a_sample(nano, tmp_path):

@@ -130,6 +130,30 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
         run(recipe, data=None, out=tmp_path, resume=False)
 
 
+def test_runs_that_follow_start_from_the_model_before_and_are_not_done_twice(tmp_path):
+    settings = "warmup_steps=0 decay_steps=0 batch_size=2 queries=1 photographs=0 mean_decay=none"
+    smoke = replace(RECIPES["nano_smoke"](), pictures=4, encoder_pictures=0, warmup_steps=0, decay_steps=0)
+    chain = replace(smoke, polish=(f"pictures=2 learning_rate=0.01 {settings}", f"pictures=4 text_layers=5 {settings}"))
+    final = run(chain, data=None, out=tmp_path, resume=True)
+    assert final == tmp_path / "polish-2" / "model"
+    folders = [tmp_path / "model", tmp_path / "polish-1" / "model", final]
+    told = [json.loads((folder / "recipe.json").read_text()) for folder in folders]
+    assert [recipe["start"] for recipe in told] == [None, str(folders[0]), str(folders[1])]
+    assert [len(load_model(folder).model.language_model.layers) for folder in folders] == [4, 4, 5]
+    # What a kill leaves while the last of them runs: only that one is done again, to the same weights.
+    weights = (final / "model.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / "polish-2")
+    times = [(folder / "model.safetensors").stat().st_mtime_ns for folder in folders[:2]]
+    assert run(chain, data=None, out=tmp_path, resume=True) == final
+    assert (final / "model.safetensors").read_bytes() == weights
+    assert [(folder / "model.safetensors").stat().st_mtime_ns for folder in folders[:2]] == times
+
+
+def test_a_wrong_setting_of_a_run_that_follows_shows_before_anything_runs():
+    with pytest.raises(SettingError, match=r"learning_rat'.*Did you mean 'learning_rate'"):
+        replace(RECIPES["nano_smoke"](), polish=("learning_rat=1",))
+
+
 def test_a_folder_in_which_a_run_is_training_is_left_alone(tmp_path):
     hold = "import sys, time; from pathlib import Path; from self1e.locking import only_run\n"
     hold += "with only_run(Path(sys.argv[1])):\n    print('in', flush=True); time.sleep(100)"

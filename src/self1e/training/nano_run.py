@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from self1e.errors import SettingError
-from self1e.files import atomic_write
+from self1e.files import atomic_write, replace_folder
 from self1e.locking import only_run
 from self1e.machine import process_count, process_index
 from self1e.training.recipes.nano import TrainRecipe
 from self1e.training.recipes.overriding import differences
 
+MODEL, RECIPE = "model", "recipe.json"
+
 
 def run(recipe: TrainRecipe, *, data: Path | None, out: Path, resume: bool = False, save_steps: int = 200) -> Path:
-    """Run a recipe and save the model.
+    """Run a recipe, and what it says follows, and save the model.
 
     Args:
         recipe: What to do.
         data: Folder of the photographs; None trains on drawn scenes alone.
-        out: Folder for checkpoints, the log and the final model in ``out/model``.
+        out: Folder for checkpoints, the log and the model in ``out/model``; runs that follow have ``out/polish-1``
+            and so on.
         resume: Go on from the newest checkpoint in ``out``; the same items follow as without the break.
         save_steps: Steps between checkpoints; the last two are kept.
 
@@ -37,13 +40,24 @@ def run(recipe: TrainRecipe, *, data: Path | None, out: Path, resume: bool = Fal
         OutputError: Another run is training in ``out``.
         CheckpointError: There is no such model to start from.
     """
-    workers = process_count()
-    for batch in (recipe.batch_size, recipe.encoder_batch_size):
+    workers, parts = process_count(), recipe.parts()
+    for batch in (size for part in parts for size in (part.batch_size, part.encoder_batch_size)):
         if batch % workers:
             raise SettingError(f"A batch of {batch} pictures cannot be shared out to {workers} processes evenly.")
     out.mkdir(parents=True, exist_ok=True)
     with only_run(out) if process_index() == 0 else nullcontext():
-        return _run(recipe, data=data, out=out, resume=resume, save_steps=save_steps)
+        folders = [out, *(out / f"polish-{number}" for number in range(1, len(parts)))]
+        final = _run(parts[0], data=data, out=out, resume=resume, save_steps=save_steps)
+        for part, folder in zip(parts[1:], folders[1:], strict=True):
+            here = replace(part, start=str(final))
+            final = _run(here, data=data, out=folder, resume=resume, save_steps=save_steps)
+        return final
+
+
+def _is_finished(recipe: TrainRecipe, out: Path) -> bool:
+    """Tell whether a folder holds the model of exactly this run: it is put there whole, with its recipe, at the end."""
+    known = out / MODEL / RECIPE
+    return known.is_file() and not differences(json.loads(known.read_text("utf-8")), recipe)
 
 
 def _run(recipe: TrainRecipe, *, data: Path | None, out: Path, resume: bool, save_steps: int) -> Path:
@@ -59,6 +73,8 @@ def _run(recipe: TrainRecipe, *, data: Path | None, out: Path, resume: bool, sav
     from self1e.training.guards import Guarded
     from self1e.training.trainer import make_trainer
 
+    if resume and _is_finished(recipe, out):
+        return out / MODEL
     set_seed(recipe.seed)
     model: Any
     if recipe.start is None:
@@ -72,9 +88,10 @@ def _run(recipe: TrainRecipe, *, data: Path | None, out: Path, resume: bool, sav
         if recipe.text_layers is not None:
             parts.deepen(model, recipe.text_layers)
     model.set_attn_implementation(recipe.attention)
+    out.mkdir(parents=True, exist_ok=True)
     _check_folder(recipe, out, resume)
-    # In one piece: another process of the same run may be reading it.
-    atomic_write(out / "recipe.json", (json.dumps(asdict(recipe), indent=2) + "\n").encode())
+    resolved = (json.dumps(asdict(recipe), indent=2) + "\n").encode()
+    atomic_write(out / RECIPE, resolved)  # in one piece: another process of the same run may be reading it
     photographs = recipe.photographs if data is not None else 0.0
     if recipe.encoder_pictures:
         _train_encoder(recipe, model, processor, data=data, out=out / "encoder", resume=resume, save_steps=save_steps)
@@ -105,15 +122,21 @@ def _run(recipe: TrainRecipe, *, data: Path | None, out: Path, resume: bool, sav
     trainer.train(resume_from_checkpoint=True if resume else None)
     if mean is not None:
         mean.apply(model)
-    final = out / "model"
-    if not trainer.is_world_process_zero():
-        return final
-    (out / "log.json").write_text(json.dumps(trainer.state.log_history, indent=1) + "\n")
-    # What runs is decided where it runs: training's choice of kernels is not the user's.
-    model.set_attn_implementation("sdpa")
-    small: Any = model
-    small.to(torch.bfloat16).save_pretrained(final)  # half the file: `nano` travels in every installation
-    processor.save_pretrained(final)
+    final = out / MODEL
+    if trainer.is_world_process_zero():
+        atomic_write(out / "log.json", (json.dumps(trainer.state.log_history, indent=1) + "\n").encode())
+        # What runs is decided where it runs: training's choice of kernels is not the user's.
+        model.set_attn_implementation("sdpa")
+        small: Any = model
+        small.to(torch.bfloat16)  # half the file: `nano` travels in every installation
+
+        def write(folder: Path) -> None:
+            small.save_pretrained(folder)
+            processor.save_pretrained(folder)
+            (folder / RECIPE).write_bytes(resolved)
+
+        replace_folder(final, write)
+    trainer.accelerator.wait_for_everyone()  # the others may start from it
     return final
 
 
@@ -185,7 +208,7 @@ def _check_folder(recipe: TrainRecipe, out: Path, resume: bool) -> None:
         return
     if not resume:
         raise SettingError(f"{out} holds the checkpoints of a run; empty it, choose another folder, or resume.")
-    known = out / "recipe.json"
+    known = out / RECIPE
     if not known.is_file():
         return
     changed = differences(json.loads(known.read_text("utf-8")), recipe)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from self1e.errors import SettingError
+from self1e.training.recipes.overriding import change
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,9 @@ class TrainRecipe:
     target_side: int | None = 128
     """Side of the masks that the loss sees."""
     seed: int = 0
+    polish: tuple[str, ...] | None = None
+    """Runs of `nano_polish` that follow, each from the model of the one before: what each changes, as
+    ``name=value name=value``. None ends here."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.encoder_batch_size < 1:
@@ -84,6 +88,7 @@ class TrainRecipe:
         for name in ("photographs", "encoder_photographs", "smallest_cut", "recolour", "absent"):
             if not 0 <= getattr(self, name) <= 1:
                 raise SettingError(f"{name}={getattr(self, name)} is a share: expected 0 to 1.")
+        self.parts()  # a wrong setting of a later run shows now
 
     @property
     def steps(self) -> int:
@@ -95,15 +100,21 @@ class TrainRecipe:
         """Optimiser steps of the first stage."""
         return self.encoder_pictures // self.encoder_batch_size
 
+    def parts(self) -> list[TrainRecipe]:
+        """Every run in order: this one without what follows, then the others; where each starts is known later."""
+        following = [change(nano_polish(), settings.split()) for settings in self.polish or ()]
+        return [replace(self, polish=None) if self.polish else self, *following]
+
 
 def nano() -> TrainRecipe:
-    """Train `nano`, the model inside, from scratch.
+    """Train `nano`, the model inside, from scratch: all that made the weights in this package, in one command.
 
         self1e train nano --data DATA --out runs/nano
 
     DATA holds ``ccp/`` (Clothing Co-Parsing) and ``coco_mini/``; without it, drawn scenes alone. On 2 CPU cores:
-    ``torchrun --nproc-per-node 2 -m self1e train nano ...``, about two hours. What it reaches, its log and its
-    curves: docs/results/nano.md. What was tried before: docs/log.md.
+    ``torchrun --nproc-per-node 2 -m self1e train nano ...``, about two hours, and four more of polishing
+    (``--set polish=none`` leaves that out). What it reaches, its log and its curves: docs/results/nano.md. What was
+    tried before: docs/log.md.
     """
     return TrainRecipe(
         name="nano",
@@ -116,6 +127,13 @@ def nano() -> TrainRecipe:
         learning_rate=1.5e-3,
         matrix_learning_rate=3e-3,
         decay_steps=4000,
+        polish=(
+            "pictures=19200 absent=0.6 learning_rate=0.0008 matrix_learning_rate=0.0016 decay_steps=600",
+            "pictures=9600 absent=0.6 learning_rate=0.0006 matrix_learning_rate=0.0012 warmup_steps=20 "
+            "decay_steps=560 seed=2",
+            "seed=4",
+            "pictures=20000 learning_rate=0.0008 matrix_learning_rate=0.0016 warmup_steps=30 decay_steps=1200 seed=5",
+        ),
     )
 
 
