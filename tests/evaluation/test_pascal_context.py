@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import base64
+import io
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,19 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import savemat
 
 from self1e.data.class_names import PASCAL_CONTEXT_59, PASCAL_CONTEXT_459
 from self1e.data.mat_files import read_mat
-from self1e.errors import DatasetError
+from self1e.errors import DatasetError, MissingDependencyError
 from self1e.evaluation.benchmarks import find_benchmark
 from self1e.evaluation.benchmarks.pascal_context import table_of_59
 
-NUMBERS = np.array([[0, 1, 2], [255, 256, 459]], np.uint16)
-# SciPy 1.17: savemat(..., {"LabelMap": NUMBERS}, do_compression=True), less the date
-MAT = b"MATL" + b" " * 112
-MAT += base64.b64decode(
-    "TUFUTAAAAAAAAAAAAAFJTQ8AAAA5AAAAeJzjY2Bg8ABiNiDmAGJuBghghfKZgJgZiBmhfJ/EpNQc38QCFiCbB6zyP0iOkYnhNEgJAwCOlwVo"
-)[4:]
 TREE, TABLE, ACCORDION, CAT = (PASCAL_CONTEXT_459.index(name) + 1 for name in ("tree", "table", "accordion", "cat"))
 ORIGINAL = np.array([[0, TREE, TABLE], [ACCORDION, CAT, CAT]], np.uint16)
 """Numbers of the original download."""
@@ -34,15 +30,10 @@ LABELS_59 = [
 LABELS_459 = np.where(ORIGINAL == 0, 65535, ORIGINAL.astype(int) - 1)
 
 
-def mat_of(values: np.ndarray) -> bytes:
-    """An uncompressed file of level 5, by its documentation."""
-
-    def element(kind: int, data: bytes) -> bytes:
-        return np.array([kind, len(data)], "<u4").tobytes() + data + b"\0" * (-len(data) % 8)
-
-    inside = element(6, np.array([11, 0], "<u4").tobytes()) + element(5, np.array(values.shape, "<i4").tobytes())
-    inside += element(1, b"LabelMap") + element(4, values.astype("<u2").tobytes(order="F"))
-    return b"MATLAB 5.0".ljust(124) + b"\0\x01IM" + element(14, inside)
+def mat_of(values: Any, name: str = "LabelMap", compressed: bool = False) -> bytes:
+    file = io.BytesIO()
+    savemat(file, {name: values}, do_compression=compressed)
+    return file.getvalue()
 
 
 def picture(path: Path, shape_hw: tuple[int, int] = (2, 3)) -> None:
@@ -157,26 +148,37 @@ def test_what_was_found_instead_is_named(tmp_path: Path) -> None:
     assert "annotations_detectron2/pc59_val/*.png, pascal_ctx_d2/" in told.replace("\\", "/")
 
 
-def test_a_file_that_scipy_wrote_is_read(tmp_path: Path) -> None:
-    (tmp_path / "a.mat").write_bytes(MAT)
+@pytest.mark.parametrize("compressed", [False, True])
+def test_numbers_keep_their_type_and_places(tmp_path: Path, compressed: bool) -> None:
+    (tmp_path / "a.mat").write_bytes(mat_of(ORIGINAL, compressed=compressed))
     found = read_mat(tmp_path / "a.mat", "LabelMap")
     assert found.dtype == np.uint16
-    assert found.tolist() == NUMBERS.tolist()
+    assert found.tolist() == ORIGINAL.tolist()
 
 
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"", "is no MATLAB file of level 5"),
-        (b"MATLAB 7.3 MAT-file".ljust(126) + b"IM", "is no MATLAB file of level 5"),
-        (mat_of(ORIGINAL)[:-20], "is damaged .ValueError: an element of 72 bytes is cut off"),
-        (MAT[:-5], "is damaged"),
-        (mat_of(ORIGINAL).replace(b"LabelMap", b"LabelMop"), "holds LabelMop, expected an array of numbers 'LabelMap'"),
+        (None, "is missing"),
+        (b"", "cannot be read as a MATLAB file below 7.3"),
+        (b"MATLAB 7.3 MAT-file".ljust(124) + b"\0\x02IM", "cannot be read as a MATLAB file below 7.3"),
+        (b"<!DOCTYPE html>" * 20, "cannot be read as a MATLAB file below 7.3"),
+        (mat_of(ORIGINAL)[:-20], "cannot be read as a MATLAB file below 7.3"),
+        (mat_of(ORIGINAL, compressed=True)[:-5], "cannot be read as a MATLAB file below 7.3"),
+        (mat_of(ORIGINAL, "LabelMop"), "holds LabelMop, expected an array of numbers 'LabelMap'"),
+        (mat_of("words"), "'LabelMap' holds <U5, expected numbers"),
     ],
 )
-def test_bad_files_are_told(tmp_path: Path, content: bytes, told: str) -> None:
-    (tmp_path / "a.mat").write_bytes(content)
+def test_bad_files_are_told(tmp_path: Path, content: bytes | None, told: str) -> None:
+    if content is not None:
+        (tmp_path / "a.mat").write_bytes(content)
     with pytest.raises(DatasetError, match=told):
+        read_mat(tmp_path / "a.mat", "LabelMap")
+
+
+def test_without_scipy_the_way_to_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    with pytest.raises(MissingDependencyError, match=r"self1e\[mat\]"):
         read_mat(tmp_path / "a.mat", "LabelMap")
 
 
