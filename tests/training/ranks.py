@@ -48,6 +48,15 @@ KINDS = "mttm tttt mmtt tmmt".replace(" ", "")
 """Of the items: with masks, or text alone. In each micro-batch of 2 or 4 processes some have masks and some have not;
 in the second step nobody has."""
 ADAPTERS = AdapterSettings(rank=2, dropout=0.0)
+SMALL = {
+    "reduce_bucket_size": 5000,
+    "allgather_bucket_size": 5000,
+    "stage3_prefetch_bucket_size": 4000,
+    "stage3_param_persistence_threshold": 20,
+    "stage3_max_live_parameters": 50000,
+    "stage3_max_reuse_distance": 6000,
+}
+"""Of DeepSpeed: numbers of weights."""
 
 
 class Items(torch.utils.data.Dataset):
@@ -112,6 +121,16 @@ def let_deepspeed_use_the_cpu() -> None:
     patched: Any = PartialState
     patched._prepare_backend = lambda *_, **__: ("gloo", DistributedType.NO)
     run.TrainingArguments = NotCalledCpu  # type: ignore[misc]
+    shipped = distributed.deepspeed_settings
+
+    def small(strategy: Any) -> dict[str, Any]:
+        """Divide, fetch and add up a few of the model's weights at a time, as of a large model."""
+        settings = shipped(strategy)
+        zero = settings["zero_optimization"]
+        zero |= {name: size for name, size in SMALL.items() if name in zero}
+        return settings
+
+    distributed.deepspeed_settings = small
 
 
 def train(model: Path, out: Path, strategy: str, checkpoint: str | None = None) -> None:

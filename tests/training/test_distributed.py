@@ -319,8 +319,6 @@ def test_what_cannot_be_had_is_said_at_once(environment, monkeypatch):
         distributed.choose_strategy("zero2", processes=2)
     monkeypatch.setattr(distributed, "find_spec", lambda name: SimpleNamespace())
     assert distributed.choose_strategy("zero3", processes=2) == "zero3"
-    with pytest.raises(SettingError, match=r"data\.max_tiles=12.*use fsdp2"):
-        distributed.choose_strategy("zero3", processes=2, max_tiles=12)
 
 
 def test_a_launcher_that_leaves_processes_to_mpi_is_noticed(environment):

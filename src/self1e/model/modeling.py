@@ -169,6 +169,8 @@ class Self1EForConditionalGeneration(InternVLForConditionalGeneration):
         if vision is not None and input_ids is not None:
             rows = self._match_rows(input_ids, vision, picture_of_row)
             inputs_embeds = self._embed(input_ids, rows.coarse)
+        elif learns and input_ids is not None and inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)  # here as there: ZeRO-3 wants parts in one order
         if masks_wanted and input_ids is not None and is_seg is not None:
             _check_padding(attention_mask)
             attention_mask = language_attention_mask(
@@ -177,7 +179,8 @@ class Self1EForConditionalGeneration(InternVLForConditionalGeneration):
                 is_seg=is_seg,
                 is_real=attention_mask,
                 rule=self.config.attention,
-                dtype=self.lm_head.weight.dtype,
+                # Outside their module's forward, ZeRO-3 would gather the weights to show their type.
+                dtype=self.lm_head.weight.dtype if inputs_embeds is None else inputs_embeds.dtype,
             )
             kwargs.setdefault("use_cache", False)
         kwargs.pop("return_dict", None)  # `generate` passes it
@@ -203,9 +206,10 @@ class Self1EForConditionalGeneration(InternVLForConditionalGeneration):
             )
         if labels is not None or mask_targets is not None:
             is_masked = mask_targets is not None and any(len(row) for row in result.mask_logits or ())
-            # Before lm_head, where masks are made too: whoever puts gradients together in the order in which they come
+            # Before lm_head, where masks are made too: whoever adds up gradients, or fetches weights, in the order of use
             # (ZeRO) needs the same order on all processes, whatever their items hold.
-            idle = self._idle(hidden, blank, with_head=not is_masked) if learns else None
+            spare = None if is_masked else vision if blank is None else blank
+            idle = self._idle(hidden, spare, with_head=not is_masked) if learns else None
             result.loss, result.losses = self._loss(hidden, labels, mask_targets, result)
             if idle is not None:
                 result.loss = result.loss + 0.0 * idle
@@ -427,7 +431,7 @@ class Self1EForConditionalGeneration(InternVLForConditionalGeneration):
         side = self.config.tile_size
         return self.encode_pictures(torch.zeros(1, 3, side, side, device=input_ids.device), [(1, 1)])
 
-    def _idle(self, hidden: Tensor, blank: VisionFeatures | None, *, with_head: bool) -> Tensor:
+    def _idle(self, hidden: Tensor, spare: VisionFeatures | None, *, with_head: bool) -> Tensor:
         """Run the parts that this micro-batch has no use for, on blanks: times 0 they give every weight a gradient.
 
         Processes that train together wait for each other's gradients, and for each other's shares of the weights where
@@ -436,10 +440,10 @@ class Self1EForConditionalGeneration(InternVLForConditionalGeneration):
 
         Args:
             hidden: Last hidden states, for their type, device and width.
-            blank: Encoded instead of pictures, if there were none.
+            spare: What no mask is made of: a blank tile instead of pictures, or pictures that words alone ask about.
             with_head: Run the mask head, too.
         """
-        features = [] if blank is None else [blank.coarse, *([] if blank.fine is None else [blank.fine])]
+        features = [] if spare is None else [spare.coarse, *([] if spare.fine is None else [spare.fine])]
         if with_head:
             scale, width, count = self.config.compression, hidden.shape[-1], self.config.num_seg_tokens
             output = self.mask_head(

@@ -58,13 +58,12 @@ def _stage_of_file() -> str | None:
     return str(json.loads(Path(path).read_text("utf-8")).get("zero_optimization", {}).get("stage"))
 
 
-def choose_strategy(wanted: Strategy | None, *, processes: int, max_tiles: int = 1) -> Strategy | None:
+def choose_strategy(wanted: Strategy | None, *, processes: int) -> Strategy | None:
     """Decide how processes share a run.
 
     Args:
         wanted: ``distributed.strategy`` of the recipe; None leaves it to ``accelerate launch``, and takes DDP else.
         processes: That were started.
-        max_tiles: ``data.max_tiles`` of the recipe.
 
     Returns:
         None for a process alone.
@@ -86,19 +85,8 @@ def choose_strategy(wanted: Strategy | None, *, processes: int, max_tiles: int =
             f"distributed.strategy={strategy} needs several processes; start them: "
             f"torchrun --nproc-per-node N -m self1e train ... --set distributed.strategy={strategy}"
         )
-    if strategy in ("zero2", "zero3"):
-        if find_spec("deepspeed") is None:
-            raise SettingError(f"distributed.strategy={strategy}: DeepSpeed is not installed; pip install deepspeed.")
-        logger.warning(
-            "distributed.strategy=%s: on two processes DeepSpeed's gradients of steps with masks were not those of one "
-            "process (docs/how-to/many-machines.md); fsdp2 divides the same, and its are.",
-            strategy,
-        )
-        if strategy == "zero3" and max_tiles > 1:
-            raise SettingError(
-                f"distributed.strategy=zero3 with data.max_tiles={max_tiles}: the mask head runs once per shape of "
-                "tile grid, so processes would wait for each other's weights in vain; use fsdp2, or data.max_tiles=1."
-            )
+    if strategy in ("zero2", "zero3") and find_spec("deepspeed") is None:
+        raise SettingError(f"distributed.strategy={strategy}: DeepSpeed is not installed; pip install deepspeed.")
     return strategy
 
 
@@ -136,6 +124,33 @@ def trainer_settings(strategy: Strategy | None, *, is_cuda: bool) -> dict[str, A
 def deepspeed_settings(strategy: Literal["zero2", "zero3"]) -> dict[str, Any]:
     """Read the configuration of DeepSpeed that is shipped (``training/configs``)."""
     return json.loads(find_config(f"{strategy}.json").read_text("utf-8"))
+
+
+def is_zero3(engine: Any) -> bool:
+    """Tell whether a model is an engine of DeepSpeed that divides its weights."""
+    return hasattr(engine, "zero_optimization_partition_weights") and engine.zero_optimization_partition_weights()
+
+
+def keep_whole(engine: Any, part: nn.Module) -> None:
+    """Have ZeRO-3 gather a part of the model once before each pass, and not when its modules run.
+
+    DeepSpeed expects all processes to run the same modules in the same order, and fails, or waits in vain, where they
+    do not. The mask head runs once per shape of tile grid, which is another number on each process.
+
+    Args:
+        engine: Of DeepSpeed, with ZeRO-3.
+        part: Of its model. Nobody else has hooks on it. Its gradients and optimiser states stay divided.
+    """
+    for module in part.modules():
+        module._forward_pre_hooks.clear()
+        module._forward_hooks.clear()
+    parameters: list[Any] = list(part.parameters())
+
+    def gather(*_: Any) -> None:
+        # What is whole already stays as it is; a step of the optimiser divides everything again.
+        parameters[0].all_gather(parameters)
+
+    engine.module.register_forward_pre_hook(gather)
 
 
 def find_config(name: str) -> Any:

@@ -136,9 +136,7 @@ def prepare(
         )
     workers = process_count()
     recipe.optim.accumulation(workers)  # refuses a global batch that cannot be shared out
-    strategy = distributed.choose_strategy(
-        recipe.distributed.strategy, processes=workers, max_tiles=recipe.data.max_tiles
-    )
+    strategy = distributed.choose_strategy(recipe.distributed.strategy, processes=workers)
     shown, path = find_model(recipe.model.base)
     with reading(shown):
         config: Any = Self1EConfig.from_pretrained(path, **recipe.model.switches())
@@ -234,8 +232,9 @@ def _run(
         atomic_write(out / RECIPE, _json(asdict(recipe)))
         atomic_write(out / FACTS, _json(facts))
     set_seed(recipe.seed)
-    args = arguments(plan, out, report_to=report_to)
+    # First, or transformers would load it in pieces for ZeRO-3, past our own readers of checkpoints.
     model, processor = load(plan)
+    args = arguments(plan, out, report_to=report_to)
     if plan.strategy == "fsdp2":
         distributed.shard(model, args.device, bf16=recipe.optim.bf16)
     trainer = RunTrainer(

@@ -62,6 +62,10 @@ class Self1ETrainer(Trainer):
             raise SettingError(f"most_skipped={most_skipped} must be at least 0.")
         self.mean, self.most_skipped = mean, most_skipped
         self.is_sharded = distributed.is_sharded(self.model)
+        plugin: Any = getattr(self.accelerator.state, "deepspeed_plugin", None)
+        self.zero_stage = 0 if plugin is None else int(plugin.zero_stage)
+        if mean is not None and self.zero_stage == 3:
+            raise SettingError("A mean of the weights needs whole weights, and ZeRO-3 divides them; use ddp or zero2.")
         if self.is_sharded:
             # Its processes are each other's already: neither DDP nor another FSDP around it.
             self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
@@ -191,7 +195,16 @@ class Self1ETrainer(Trainer):
                 f"{self.args.gradient_accumulation_steps} micro-batch(es) of {self._train_batch_size}): items would be "
                 f"lost or seen twice. Choose processes x micro-batches x micro-batch size = {known}."
             )
-        if (processes := self._resumed.get("processes", self.args.world_size)) != self.args.world_size:
+        processes = self._resumed.get("processes", self.args.world_size)
+        if (stage := self._resumed.get("zero_stage", 0)) != self.zero_stage or (
+            stage and processes != self.args.world_size
+        ):
+            raise CheckpointError(
+                f"{checkpoint} holds optimiser states of {_states(stage, processes)}, and this run is "
+                f"{_states(self.zero_stage, self.args.world_size)}: DeepSpeed reads its own alone, on as many "
+                "processes. Start as it was started, or a new run from its weights: --model."
+            )
+        if processes != self.args.world_size:
             logger.warning(
                 "%s is of %d process(es), now %d: steps see the same items, but dropout and rounding are others.",
                 checkpoint,
@@ -423,6 +436,7 @@ class Self1ETrainer(Trainer):
         return {
             "global_batch": self._global_batch(),
             "processes": self.args.world_size,
+            "zero_stage": self.zero_stage,
             "optimizer": self._optimizer_name(),
             "parameters": self._parameters,
             "versions": versions(*_COMPARED),
@@ -437,7 +451,10 @@ class Self1ETrainer(Trainer):
         model: Any = self.model
         saved = list(model.parameters())  # frozen ones too: a checkpoint is a whole model
         optimizer: Any = self.optimizer
-        state = 0 if self.is_deepspeed_enabled else _bytes(optimizer.state_dict())
+        if self.is_deepspeed_enabled:  # beside the model's weights its own copy, masters and both means of AdamW
+            state = _bytes(saved) + 12 * sum(_numel(parameter) for parameter in saved if parameter.requires_grad)
+        else:
+            state = _bytes(optimizer.state_dict())
         mean = {} if self.mean is None else self.mean.mean
         return int(1.02 * (_bytes(saved) + state + _bytes(mean))) + 2**20
 
@@ -521,6 +538,11 @@ class _Turns(TrainerCallback):
     def __init__(self, trainer: Self1ETrainer) -> None:
         self.trainer = trainer
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        engine: Any = self.trainer.model_wrapped
+        if distributed.is_zero3(engine):
+            distributed.keep_whole(engine, engine.module.mask_head)
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.trainer._stop:
             control.should_save = control.should_training_stop = True
@@ -549,10 +571,18 @@ def _parameters_of(model: Any) -> dict[str, list[int]]:
     return found
 
 
+def _numel(tensor: Any) -> int:
+    return getattr(tensor, "ds_numel", tensor.numel())  # ZeRO-3 leaves an empty tensor in place
+
+
+def _states(stage: int, processes: int) -> str:
+    return f"ZeRO-{stage} on {processes} process(es)" if stage else "one process alone, DDP or FSDP2"
+
+
 def _bytes(found: Any) -> int:
     """Add up the tensors in lists and dicts."""
     if isinstance(found, torch.Tensor):
-        return found.numel() * found.element_size()
+        return _numel(found) * found.element_size()
     if isinstance(found, dict):
         return sum(_bytes(value) for value in found.values())
     return sum(_bytes(value) for value in found) if isinstance(found, list | tuple) else 0
