@@ -206,8 +206,8 @@ class Self1EForConditionalGeneration(InternVLForConditionalGeneration):
             )
         if labels is not None or mask_targets is not None:
             is_masked = mask_targets is not None and any(len(row) for row in result.mask_logits or ())
-            # Before lm_head, where masks are made too: whoever adds up gradients, or fetches weights, in the order of use
-            # (ZeRO) needs the same order on all processes, whatever their items hold.
+            # Before lm_head, where masks are made too: ZeRO adds up gradients, and fetches weights, in order of use,
+            # and needs the same order on all processes, whatever their items hold.
             spare = None if is_masked else vision if blank is None else blank
             idle = self._idle(hidden, spare, with_head=not is_masked) if learns else None
             result.loss, result.losses = self._loss(hidden, labels, mask_targets, result)
