@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import math
+import threading
 import time
+import weakref
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 
+from self1e.errors import PictureError
 from self1e.serving import schemas
 from self1e.serving.app import create_app
+from self1e.serving.problems import Refusal
 from self1e.serving.settings import ServiceSettings
+from self1e.serving.worker import Job
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -20,7 +27,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 class Call:
     """One request to an application, whose parts come and whose client leaves when a test says so."""
 
-    def __init__(self, app: Any, path: str, content: Any = None, *, complete: bool = True) -> None:
+    def __init__(
+        self, app: Any, path: str, content: Any = None, *, complete: bool = True, method: str = "POST"
+    ) -> None:
         self._app = app
         self.parts: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.status = 0
@@ -29,7 +38,7 @@ class Call:
         body = json.dumps(content).encode()
         self.parts.put_nowait({"type": "http.request", "body": body, "more_body": not complete})
         self._scope = {
-            "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": "POST",
+            "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": method,
             "scheme": "http", "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "",
             "headers": [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")],
             "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80),
@@ -127,6 +136,112 @@ def test_a_conversation_goes_on_after_its_client_left(nano, scene):
     staged(test, nano, scene)
 
 
+def problem_at_the_end(call: Call) -> Any:
+    """The last event of a turn that broke off."""
+    name, data = call.body.decode().split("\n\n")[-2].split("\n")
+    assert name == "event: problem"
+    return json.loads(data.removeprefix("data: "))
+
+
+async def begun(app: Any, service: Any, image: Any) -> tuple[str, str, Any]:
+    """Begin a conversation: its path, that of its turns, and what is kept of it."""
+    answer = await Call(app, schemas.IMAGE_SESSIONS.format(image_id=image.id), {"mode": "text"}).run()
+    session_id = answer.json()["id"]
+    places = [path.format(session_id=session_id) for path in (schemas.SESSION, schemas.SESSION_TURNS)]
+    return places[0], places[1], service.store.get_session(session_id)[1]
+
+
+@pytest.mark.parametrize("with_its_picture", [False, True])
+def test_deleting_a_conversation_ends_the_turn_that_is_being_written(nano, scene, with_its_picture):
+    async def test(app: Any, service: Any, image: Any) -> None:
+        place, turns, kept = await begun(app, service, image)
+        bytes_before, session = service.store.bytes, weakref.ref(kept.session)
+        step, closed = asyncio.Event(), threading.Event()
+        loop = asyncio.get_running_loop()
+        event = next(kept.session.ask("How many?", max_new_tokens=2))
+
+        def endless(*arguments: Any, **options: Any) -> Any:
+            try:
+                while True:
+                    loop.call_soon_threadsafe(step.set)
+                    time.sleep(0.01)
+                    yield event
+            finally:
+                closed.set()
+
+        kept.session.ask = endless
+        call = Call(app, turns, {"text": "How many circles are there?"})
+        task = asyncio.create_task(call.run())
+        await step.wait()
+        gone = Call(app, schemas.IMAGE.format(image_id=image.id) if with_its_picture else place, method="DELETE")
+        assert (await gone.run()).status == 204
+        await task
+        assert call.status == 200
+        told = problem_at_the_end(call)
+        assert (told["status"], told["type"]) == (410, "urn:self1e:session")
+        assert await asyncio.to_thread(closed.wait, 100)
+        assert service.store.bytes == (0 if with_its_picture else bytes_before - kept.bytes)
+        del kept, call, task, endless
+        while service.worker._jobs or service.accepted:
+            await asyncio.sleep(0.005)
+        for _ in range(20):
+            gc.collect()
+            if session() is None:
+                break
+            await asyncio.sleep(0.1)
+        assert session() is None  # nobody holds its memory
+
+    staged(test, nano, scene)
+
+
+def test_deleting_a_conversation_ends_the_turn_that_waits(held, scene):
+    async def test(app: Any, service: Any, image: Any) -> None:
+        place, turns, kept = await begun(app, service, image)
+        held.is_in.clear()
+        held.go.clear()
+        first = asyncio.create_task(
+            Call(app, schemas.IMAGE_SEGMENT.format(image_id=image.id), {"queries": ["x"]}).run()
+        )
+        await asyncio.to_thread(held.is_in.wait, 200)
+        waiting = Call(app, turns, {"text": "How many?"})
+        task = asyncio.create_task(waiting.run())
+        while not kept.is_busy:
+            await asyncio.sleep(0.005)
+        assert (await Call(app, place, method="DELETE").run()).status == 204
+        await task  # at once: the model is still at work on the other request
+        assert not first.done()
+        assert (waiting.status, waiting.json()["type"]) == (410, "urn:self1e:session")
+        held.go.set()
+        assert (await first).status == 200
+        assert (await Call(app, turns, {"text": "How many?"}).run()).status == 404
+        assert not kept.session.turns
+
+    staged(test, held, scene)
+
+
+def test_room_is_made_of_idle_pictures_before_one_whose_conversation_is_at_work(nano, scene):
+    async def test(app: Any, service: Any, image: Any) -> None:
+        store = service.store
+        _, _, kept = await begun(app, service, image)
+        kept.turn = Job(deadline=math.inf)
+        idle = store.add(nano.encode(scene))
+        store._budget = store.bytes
+        newest = store.add(nano.encode(scene))
+        assert set(store._images) == {image.id, newest.id}
+        store._seconds = -1.0
+        store.purge()
+        assert set(store._images) == {image.id}  # a turn is a use
+        store._budget, store._seconds = image.picture_bytes, 3600.0
+        store.add(nano.encode(scene))
+        assert image.id not in store._images  # there was no other room
+        assert idle.id not in store._images
+        refusal = kept.turn.future.exception()
+        assert isinstance(refusal, Refusal)
+        assert (refusal.status_code, kept.turn.is_cancelled) == (410, True)
+
+    staged(test, nano, scene)
+
+
 def test_a_late_turn_ends_with_a_problem(nano, scene):
     async def test(app: Any, service: Any, image: Any) -> None:
         begun = await Call(app, schemas.IMAGE_SESSIONS.format(image_id=image.id), {"mode": "text"}).run()
@@ -143,11 +258,25 @@ def test_a_late_turn_ends_with_a_problem(nano, scene):
         call._scope["headers"].append((schemas.DEADLINE.lower().encode(), b"2"))
         await call.run()
         assert call.status == 200
-        name, data = call.body.decode().split("\n\n")[-2].split("\n")
-        assert name == "event: problem"
-        assert json.loads(data.removeprefix("data: "))["status"] == 504
+        assert problem_at_the_end(call)["status"] == 504
 
     staged(test, nano, scene)
+
+
+def test_pixels_of_a_request_that_has_ended_are_not_counted(nano):
+    from types import SimpleNamespace
+
+    from self1e.serving.service import Flight, Service
+
+    service = Service(nano, ServiceSettings(max_pixels=100))
+    request: Any = SimpleNamespace(state=SimpleNamespace(start=0.0))
+    flight = Flight(service, request, None)
+    flight._admit(10, 10)
+    assert service.pixels == 100
+    flight.close()
+    with pytest.raises(PictureError):
+        flight._admit(10, 10)  # its decoder's thread was slower than its client's patience
+    assert service.pixels == 0
 
 
 def test_an_upload_that_does_not_arrive(nano, scene):

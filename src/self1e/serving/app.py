@@ -89,7 +89,7 @@ def create_app(model: Any, settings: ServiceSettings | None = None, *, web: bool
     return app
 
 
-_PROBLEMS = (400, 401, 403, 404, 405, 408, 409, 413, 415, 421, 422, 429, 500, 503, 504)
+_PROBLEMS = (400, 401, 403, 404, 405, 408, 409, 410, 413, 415, 421, 422, 429, 500, 503, 504)
 
 
 async def _answer_with_problem(request: Request, error: Exception) -> Response:
@@ -139,9 +139,7 @@ def _add_images(app: FastAPI, service: Service) -> None:
 
     @app.delete(schemas.IMAGE, status_code=204, response_class=Response, tags=["images"])
     async def forget_image(image_id: str) -> None:
-        """Forget a picture, and the conversations about it."""
-        for kept in store.get(image_id).sessions.values():
-            kept.session.cancel()
+        """Forget a picture, and the conversations about it; their turns end before the next word."""
         store.remove(image_id)
 
 
@@ -235,8 +233,7 @@ def _add_sessions(app: FastAPI, service: Service) -> None:
 
     @app.delete(schemas.SESSION, status_code=204, response_class=Response, tags=["chat"])
     async def forget_session(session_id: str) -> None:
-        """End a conversation; a turn that is being written ends before its next word."""
-        store.get_session(session_id)[1].session.cancel()
+        """End a conversation; a turn that waits or is being written ends before its next word, with a problem."""
         store.remove_session(session_id)
 
     @app.post(

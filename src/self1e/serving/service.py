@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -64,7 +65,9 @@ class Service:
         self.fetchers = ThreadPoolExecutor(4, "self1e-fetch")
         self.is_draining = self.is_warm = False
         self.accepted = 0
+        self.counting = threading.Lock()
         self.pixels = 0
+        """Of pictures that are being worked on; changed under ``counting``, by several threads."""
 
     @property
     def name(self) -> str:
@@ -150,11 +153,14 @@ class Flight:
         self.deadline: float = request.state.start + (most if seconds is None else min(seconds, most))
         self._leaving: asyncio.Task[None] | None = None
         self._pixels = 0
+        self._is_closed = False
 
     def close(self) -> None:
         """Give back what it holds."""
-        self._service.pixels -= self._pixels
-        self._pixels = 0
+        with self._service.counting:
+            self._is_closed = True
+            self._service.pixels -= self._pixels
+            self._pixels = 0
         if self._leaving is not None:
             self._leaving.cancel()
 
@@ -239,10 +245,13 @@ class Flight:
 
     def _admit(self, width: int, height: int) -> None:
         """Count the pixels of a picture before it is decoded; called by the decoders' threads."""
-        if self._service.pixels + width * height > _PICTURES_WAITING * self._service.settings.max_pixels:
-            raise _NoRoomError("Too many large pictures are being worked on.")
-        self._pixels += width * height
-        self._service.pixels += width * height
+        with self._service.counting:
+            if self._is_closed:  # nobody would ever give them back
+                raise _NoRoomError("Nobody waits for this picture any more.")
+            if self._service.pixels + width * height > _PICTURES_WAITING * self._service.settings.max_pixels:
+                raise _NoRoomError("Too many large pictures are being worked on.")
+            self._pixels += width * height
+            self._service.pixels += width * height
 
     def _encode(self, opened: OpenedPicture, max_tiles: int | None) -> Iterator[Final]:
         yield Final(self._service.model.encode(opened, max_tiles=max_tiles))

@@ -1,7 +1,7 @@
 """Pictures that were uploaded once, encoded, within a budget of bytes; with the conversations about each.
 
-What was not used for longest makes room for what comes. A conversation counts as what it may grow to, and goes with its
-picture. Used from the event loop's thread only.
+What was not used for longest makes room for what comes; while a turn of a conversation is on its way, its picture is
+in use. A conversation counts as what it may grow to, and goes with its picture. Used from the event loop's thread only.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
+from operator import attrgetter
 from typing import Any
 
 from PIL import Image
 
 from self1e.serving.metrics import Metrics
-from self1e.serving.problems import Refusal
+from self1e.serving.problems import Refusal, draining
+from self1e.serving.worker import Job
 
 BYTES_PER_PIXEL = 4
 """What Pillow holds of an RGB picture."""
@@ -29,8 +31,22 @@ class KeptSession:
     id: str
     session: Any
     bytes: int
-    is_busy: bool = False
-    """A turn is being written."""
+    turn: Job | None = None
+    """What waits for the model or is being written."""
+
+    @property
+    def is_busy(self) -> bool:
+        """True while it takes a turn; it takes one at a time."""
+        return self.turn is not None
+
+    def end(self, reason: Refusal) -> None:
+        """Tell whoever waits for a turn why there will be no more of it, and let the model drop it."""
+        turn = self.turn
+        if turn is None:
+            return
+        turn.fail(reason)
+        turn.cancel()
+        self.session.cancel()  # some tokens may pass before a whole letter is there to be handed out
 
 
 @dataclass(eq=False)
@@ -47,6 +63,11 @@ class KeptImage:
     def bytes(self) -> int:
         """With its conversations."""
         return self.picture_bytes + sum(one.bytes for one in self.sessions.values())
+
+    @property
+    def is_busy(self) -> bool:
+        """True while a conversation about it takes a turn."""
+        return any(one.is_busy for one in self.sessions.values())
 
 
 class Store:
@@ -119,15 +140,16 @@ class Store:
         return self.get(image.id), image.sessions[session_id]
 
     def remove_session(self, session_id: str) -> None:
-        """Forget a conversation."""
-        image, _ = self.get_session(session_id)
+        """Forget a conversation, and end the turn that it takes."""
+        image, kept = self.get_session(session_id)
         del image.sessions[session_id], self._owners[session_id]
+        kept.end(_ended("deleted"))
         self._count()
 
     def purge(self) -> None:
         """Forget what nobody used for long."""
         limit = time.monotonic() - self._seconds
-        for image in [one for one in self._images.values() if one.used <= limit]:
+        for image in [one for one in self._images.values() if one.used <= limit and not one.is_busy]:
             self._forget(image, "expired")
 
     def clear(self) -> None:
@@ -146,12 +168,16 @@ class Store:
             )
         self.purge()
         while self.bytes + needed > self._budget:
-            self._forget(next(one for one in self._images.values() if one is not keep), "room")
+            self._forget(
+                min((one for one in self._images.values() if one is not keep), key=attrgetter("is_busy")), "room"
+            )
 
     def _forget(self, image: KeptImage, reason: str) -> None:
         self._images.pop(image.id, None)
-        for session_id in image.sessions:
+        for session_id, kept in image.sessions.items():
             self._owners.pop(session_id, None)
+            kept.end(_ended(reason))
+        image.sessions.clear()
         self._metrics.forgotten.labels(reason).inc()
         self._count()
 
@@ -159,6 +185,14 @@ class Store:
         self._metrics.images.set(len(self._images))
         self._metrics.sessions.set(len(self._owners))
         self._metrics.cache_bytes.set(self.bytes)
+
+
+def _ended(reason: str) -> Refusal:
+    """Say to a turn that its conversation is no more."""
+    if reason == "stopped":
+        return draining()
+    told = "forgotten to make room for others" if reason == "room" else "deleted"
+    return Refusal(410, "session", f"The conversation was {told} while this turn was on its way: begin a new one.")
 
 
 def encoded_bytes(encoded: Any) -> int:

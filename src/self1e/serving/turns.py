@@ -55,12 +55,12 @@ class Turn:
         """Ask; returns when the answer is being written.
 
         Raises:
-            Refusal: Another turn is being written.
+            Refusal: Another turn is being written, or the conversation is deleted before this one has begun.
             PromptError: The question does not fit.
         """
         if self._kept.is_busy:
             raise Refusal(409, "session-busy", "Another turn of this conversation is being written.")
-        self._kept.is_busy = True
+        self._kept.turn = self._job
         self._job.future.add_done_callback(self._finish)
         try:
             self._flight.submit(self._job)
@@ -92,7 +92,7 @@ class Turn:
 
     def _finish(self, future: Future[Any]) -> None:
         error = future.exception()
-        self._kept.is_busy = False
+        self._kept.turn = None
         self._tell(_End(error, None if error is not None else future.result()))
 
     async def stream(self, request_id: str) -> AsyncGenerator[bytes]:

@@ -172,26 +172,31 @@ class Worker:
     # ------------------------------------------------------------------ the thread
 
     def _run(self) -> None:
-        while True:
-            with self._condition:
-                self._condition.wait_for(lambda: self._jobs or self._is_closing)
-                if not self._jobs:
-                    return
-                self._wait_for_company()
-                taken = self._take()
-                self._metrics.waiting.set(len(self._jobs))
-            if not taken:
-                continue
-            start = time.monotonic()
-            if isinstance(taken[0], Steps):
-                left = self._step(taken[0])
-            else:
-                left = self._pass([job for job in taken if isinstance(job, Queries)])
-            seconds = time.monotonic() - start
-            self._metrics.model_seconds.inc(seconds)
-            self._pace += 0.2 * (seconds / len(taken) - self._pace)
-            with self._condition:
-                self._jobs.extend(left)
+        while self._work():
+            pass  # between two rounds nothing is held of what was done, least of all a picture
+
+    def _work(self) -> bool:
+        """Wait for jobs and take the first a slice or a step on; False if there will be none any more."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._jobs or self._is_closing)
+            if not self._jobs:
+                return False
+            self._wait_for_company()
+            taken = self._take()
+            self._metrics.waiting.set(len(self._jobs))
+        if not taken:
+            return True
+        start = time.monotonic()
+        if isinstance(taken[0], Steps):
+            left = self._step(taken[0])
+        else:
+            left = self._pass([job for job in taken if isinstance(job, Queries)])
+        seconds = time.monotonic() - start
+        self._metrics.model_seconds.inc(seconds)
+        self._pace += 0.2 * (seconds / len(taken) - self._pace)
+        with self._condition:
+            self._jobs.extend(left)
+        return True
 
     def _wait_for_company(self) -> None:
         """Wait a little if all that is there could share a pass, and does not fill one."""
