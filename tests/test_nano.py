@@ -106,6 +106,18 @@ def test_the_full_report_has_every_table_and_what_the_card_reads(tiny_model, tmp
     assert evaluate(tiny_model, None, tmp_path, limit=5)["scenes"] == report["scenes"]  # read from the rows
 
 
+def test_the_report_counts_what_a_calibrated_model_answers(tiny_model, tmp_path, monkeypatch):
+    before = evaluate(tiny_model, None, tmp_path / "before", limit=3)
+    assert before["scenes"]["single target"]["ciou"] > 0
+    monkeypatch.setattr(tiny_model.model.config, "no_target_threshold", 1.0)  # nothing scores as much
+    after = evaluate(tiny_model, None, tmp_path / "after", limit=3)
+    assert after["scenes"]["single target"]["ciou"] == 0
+    assert after["scenes"]["absent"]["empty_when_absent"] == after["scenes"]["absent"]["giou"] == 1
+    assert (after["scenes_absent"]["n_acc"], after["scenes_absent"]["t_acc"]) == (1, 0)
+    text = as_markdown(after | {"machine": "a machine", "query_seconds": 0.1}, "a command")
+    assert "scores less than 1 counts as empty" in text
+
+
 def test_perfect_logits_on_a_fine_grid_have_no_ceiling():
     labels = np.repeat(np.repeat(np.array([[0, 1], [2, 255]]), 8, 0), 8, 1)
     assert (ceiling_labels(labels, 16, 3)[labels < 3] == labels[labels < 3]).all()

@@ -29,7 +29,7 @@ from self1e.evaluation import runner
 from self1e.evaluation.dump import read_rows
 from self1e.evaluation.intervals import Interval, interval, interval_of
 from self1e.evaluation.metrics import MaskIoU
-from self1e.evaluation.metrics.masks import mask_row, split_truth
+from self1e.evaluation.metrics.masks import iou, mask_row, split_truth
 from self1e.evaluation.metrics.rows import Row
 from self1e.evaluation.metrics.semantic import SemanticIoU
 from self1e.evaluation.protocols import protocol
@@ -116,8 +116,16 @@ def measure(
         runner.evaluate(job, model)
         rows = [row for path in runner.row_files(job.folder) for row in read_rows(path, job.run)[1]]
         is_question = job.run.answer == "generated"
+        rows = [as_answered(row) for row in rows]
         found[job.run.dataset] = rows, {} if is_question else ceiling_rows(job.opened.units, job.indices, grid)
     return found
+
+
+def as_answered(row: Row) -> Row:
+    """What `segment` gives: a mask that scores less than a calibrated model's threshold is empty."""
+    if not row.get("pred_nt"):
+        return row
+    return row | {"I": 0, "U": row["gt_area"], "iou": iou(0, row["gt_area"]), "pred_area": 0}
 
 
 def table(rows: Sequence[Row], ceilings: dict[str, Row], groups: Callable[[Row], Sequence[str]]) -> dict[str, Any]:
@@ -145,7 +153,7 @@ def _mask_figures(rows: Sequence[Row], ceilings: dict[str, Row]) -> dict[str, An
     found |= {f"ceiling_{name}": _rounded(getattr(best, name)) for name in ("ciou", "giou")}
     absent = [row for row in rows if not row["gt_area"]]
     if absent:
-        is_empty = [not row["pred_area"] or bool(row["pred_nt"]) for row in absent]
+        is_empty = [not row["pred_area"] for row in absent]
         found["empty_when_absent"] = _rounded(float(np.mean(is_empty)))
     return found
 
@@ -201,7 +209,7 @@ def evaluate(model: Self1E, data: Path | None, out: Path, *, limit: int | None =
         limit: Pictures of each benchmark; None is all.
     """
     start = time.perf_counter()
-    report: dict[str, Any] = {"grid": mask_side(model.model.config)}
+    report: dict[str, Any] = {"grid": mask_side(model.model.config), "no_target_threshold": model.no_target_threshold}
     drawn = measure(model, DRAWN, [], out, limit=limit)
     rows, best = drawn["scenes/test"]
     report["scenes"] = table(rows, best, scene_groups)
@@ -278,6 +286,7 @@ def as_markdown(report: dict[str, Any], command: str) -> str:
         "[SEG] is given (teacher forcing, as in published tables), masks are compared at the picture's own size,",
         "threshold 0; questions are answered in its own words. In brackets: 95 % intervals, bootstrap over pictures,",
         f"where there are at least {FEWEST}.",
+        *_calibration(report["no_target_threshold"]),
         f"Mask grid {report['grid']} x {report['grid']} per picture; the ceiling is what the truth scores, averaged to",
         "this grid and enlarged again: logits can beat it where things are smaller than a cell.",
         f"One query on one core, encoding included: {report['query_seconds']:.3f} s (median of 5). All tables took "
@@ -293,6 +302,15 @@ def as_markdown(report: dict[str, Any], command: str) -> str:
     for entry in more:
         lines += _mask_table(report, *entry)
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _calibration(threshold: float | None) -> list[str]:
+    if threshold is None:
+        return []
+    return [
+        f"A mask that scores less than {threshold:.3g} counts as empty, here as in `segment`: fitted on the validation",
+        "scenes by `self1e calibrate --benchmark scenes/val --t-acc 0.99`, kept in config.json.",
+    ]
 
 
 def _mask_table(report: dict[str, Any], key: str, title: str, how: str) -> list[str]:
