@@ -14,6 +14,7 @@ import sys
 import traceback
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def recipe(model: Path, strategy: str) -> Recipe:
             warmup_steps=1,
             eps=1e-4,  # below it rounding decides the direction of a step
             bf16=False,
-            gradient_checkpointing=False,
+            gradient_checkpointing=strategy in ("zero2", "zero3"),  # exact, and as published
         ),
         evaluation=EvaluationSettings(on=None),
         saving=SavingSettings(every=2, log_every=1),
@@ -137,13 +138,22 @@ def train(model: Path, out: Path, strategy: str, checkpoint: str | None = None) 
     """Run the recipe; gradients of each step go into ``out/gradients-STEP.safetensors``."""
 
     class Recording(run.RunTrainer):
+        def training_step(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+            if self.is_deepspeed_enabled and "step" not in vars(model):
+                model.step = partial(recorded_step, model, model.step, self)
+            return super().training_step(model, *args, **kwargs)
+
         def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
             norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-            if self.is_deepspeed_enabled:  # its gradients are its own
-                return norm
-            plain = self.accelerator.unwrap_model(model)
-            write(gradients(plain), out / f"gradients-{self.state.global_step + 1}.safetensors")
+            if not self.is_deepspeed_enabled:  # which has taken the step already
+                plain = self.accelerator.unwrap_model(model)
+                write(gradients(plain), out / f"gradients-{self.state.global_step + 1}.safetensors")
             return norm
+
+    def recorded_step(engine: Any, take: Any, trainer: Any) -> Any:
+        if trainer.state.global_step == 0:  # others are told by their norm: gathering takes its time
+            write(zero_gradients(engine.module, trainer.args.max_grad_norm), out / "gradients-1.safetensors")
+        return take()
 
     if strategy in ("zero2", "zero3"):
         let_deepspeed_use_the_cpu()
@@ -221,6 +231,19 @@ def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     missing = [name for name, parameter in trained.items() if parameter.grad is None]
     assert not missing, missing
     return {name: distributed.full(parameter.grad).clone() for name, parameter in trained.items()}
+
+
+def zero_gradients(model: torch.nn.Module, largest: float) -> dict[str, torch.Tensor]:
+    """Gather the gradients of DeepSpeed, clipped as it will clip them."""
+    from deepspeed.utils import safe_get_full_grad  # pyright: ignore[reportMissingImports]
+
+    found = {
+        name: safe_get_full_grad(parameter).float()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+    norm = torch.stack([gradient.norm() for gradient in found.values()]).norm()
+    return {name: gradient * min(1.0, largest / (float(norm) + 1e-6)) for name, gradient in found.items()}
 
 
 def write(tensors: dict[str, torch.Tensor], path: Path) -> None:

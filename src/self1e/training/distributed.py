@@ -153,6 +153,13 @@ def keep_whole(engine: Any, part: nn.Module) -> None:
     engine.module.register_forward_pre_hook(gather)
 
 
+def forget_deepspeed() -> None:
+    """Have transformers build models whole again: with ZeRO-3 in its mind it divides each new one, on all processes."""
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()
+
+
 def find_config(name: str) -> Any:
     """Find a shipped configuration: ``fsdp2.yaml``, ``zero2.json``, ``zero3.json``."""
     return files("self1e.training") / "configs" / name

@@ -412,6 +412,7 @@ def finish(trainer: RunTrainer, processor: Any, out: Path) -> Path:
         tensors = distributed.gather_model(trained, keep=trainer.args.should_save)
     elif trainer.is_deepspeed_enabled:
         tensors = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        distributed.forget_deepspeed()
     model: Any = trainer.accelerator.unwrap_model(trainer.model_wrapped)
 
     def write(folder: Path) -> None:
