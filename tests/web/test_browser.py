@@ -103,6 +103,44 @@ def test_chat_streams_words_and_shows_masks(page, load_script):
     page.locator("#chat-status", has_text="You asked for words only").wait_for()
 
 
+def test_the_bin_ends_the_conversation_too(page, load_script):
+    script = load_script("draw_screenshots")
+    script.choose_example(page)
+    script.chat(page)
+    page.locator("#talk button[aria-label*='lear']").click()
+    page.wait_for_function("!document.querySelector('#talk .bot')")
+    page.locator("#talk-make").click()
+    page.locator("#chat-status", has_text="There is no conversation yet").wait_for()
+
+
+def test_options_of_the_chat_are_folded_away_and_switched_on_when_they_count(page, load_script):
+    script = load_script("draw_screenshots")
+    script.choose_example(page)
+    page.get_by_role("tab", name="Chat").click()
+    seed, adapter = page.locator("#seed input"), page.locator("#adapter input").first
+    assert not seed.is_visible()
+    page.locator("#chat-options button.label-wrap").click()
+    seed.wait_for()
+    assert seed.is_disabled()
+    page.locator("#adapter", has_text="--base FOLDER").wait_for()
+    page.get_by_label("words only").check()
+    page.locator("#temperature input[type=number]").fill("1.5")
+    page.locator("#temperature input[type=number]").press("Tab")
+    page.wait_for_function("!document.querySelector('#seed input').disabled")
+    assert adapter.is_disabled()  # nano has no base
+    seed.fill("7")
+    seed.press("Tab")
+    said = []
+    for _ in range(2):
+        page.get_by_role("textbox", name="Message").fill("What is in the picture?")
+        page.locator("#send").click()
+        page.locator("#chat-status", has_text="You asked for words only").wait_for()
+        said.append(page.locator("#talk .bot").all_inner_texts())
+        page.locator("#new").click()
+        page.wait_for_function("!document.querySelector('#talk .bot')")
+    assert said[0] == said[1] != []
+
+
 def test_a_map_and_a_look_inside(page, load_script):
     script = load_script("draw_screenshots")
     script.choose_example(page, 1)

@@ -171,3 +171,10 @@ def test_masks_of_the_page_are_those_of_segment(tiny_model, pictures):
     found = find(tiny_model, picture, ["a cup", "What is there?"], threshold=0.25)
     plain = tiny_model.segment(picture, ["a cup", "What is there?"], threshold=0.25)
     assert replace(found.result, text=plain.text) == plain
+
+
+@pytest.mark.parametrize("read", [read_queries, read_classes, read_query])
+def test_a_novel_is_refused_before_the_model_reads_it(read):
+    assert read("w" * 4000)
+    with pytest.raises(PromptError, match="4,001 letters"):
+        read("w" * 4001)

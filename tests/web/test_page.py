@@ -10,6 +10,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ with warnings.catch_warnings():
     pytest.importorskip("gradio", reason="gradio is not installed: pip install 'self1e[demo]'")
     from fastapi.testclient import TestClient
 
+from self1e.inference.session import Session
 from self1e.web.examples import PORTRAIT
 from self1e.web.page import application, build, serve
 
@@ -37,8 +39,7 @@ def client(tiny_model: Any) -> Iterator[Any]:
             yield client
 
 
-@pytest.fixture(scope="module")
-def call(client: Any) -> Call:
+def calling(client: Any) -> Call:
     """Press a button in a browser session: what the page's outputs become."""
 
     def pressed(name: str, *data: Any, session: str = "me") -> list[Any]:
@@ -52,8 +53,7 @@ def call(client: Any) -> Call:
     return pressed
 
 
-@pytest.fixture(scope="module")
-def upload(client: Any) -> Callable[[str, bytes], dict[str, Any]]:
+def uploading(client: Any) -> Callable[[str, bytes], dict[str, Any]]:
     """Give the page a file, as a browser does."""
 
     def uploaded(name: str, data: bytes) -> dict[str, Any]:
@@ -64,12 +64,26 @@ def upload(client: Any) -> Callable[[str, bytes], dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
+def call(client: Any) -> Call:
+    return calling(client)
+
+
+@pytest.fixture(scope="module")
+def upload(client: Any) -> Callable[[str, bytes], dict[str, Any]]:
+    return uploading(client)
+
+
+@pytest.fixture(scope="module")
 def picture(upload: Any) -> dict[str, Any]:
     return upload("astronaut.jpg", PORTRAIT.read_bytes())
 
 
 def find(call: Call, picture: Any, queries: str = "a cup\na dog", threshold: float = -6, **more: Any) -> list[Any]:
     return call("find", picture, queries, "auto", 1, threshold, 0.5, **more)
+
+
+def chat(call: Call, picture: Any, words: str, mode: str, *options: Any, **more: Any) -> list[Any]:
+    return call("chat", picture, words, mode, 1, *(options or ("on", 0, 1, None)), **more)
 
 
 def fetched(client: Any, file: Any) -> bytes:
@@ -145,18 +159,114 @@ def test_a_map_has_a_row_per_class_and_a_file(call, client, picture):
 
 
 def test_a_conversation_has_masks_inline_and_can_be_saved(call, client, picture):
-    status, talk, _ = call("chat", picture, "the cup", "segment", 1)
+    status, talk, _ = chat(call, picture, "the cup", "segment")
     assert "You asked for a mask" in status
     assert [message["role"] for message in talk][:2] == ["user", "assistant"]
     assert "[SEG]" in json.dumps(talk)
-    _, talk, _ = call("chat", picture, "and the dog", "segment", 1)
+    _, talk, _ = chat(call, picture, "and the dog", "segment")
     assert sum(message["role"] == "user" for message in talk) == 2
     status, file = call("chat_download")
     assert "conversation.json is ready" in status
     assert fetched(client, file)
     assert call("new_chat")[1] == []
     assert "send a message first" in call("chat_download")[0]
-    assert "role='alert'" in call("chat", picture, "  ", "auto", 1)[0]
+    assert "role='alert'" in chat(call, picture, "  ", "auto")[0]
+
+
+def test_a_saved_conversation_names_no_place_of_this_machine(call, client, picture, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "astronaut.jpg").write_bytes(PORTRAIT.read_bytes())  # not the one that was uploaded, but called like it
+    chat(call, picture, "the cup", "segment", session="saving")
+    saved = tmp_path / "conversation.json"
+    saved.write_bytes(fetched(client, call("chat_download", session="saving")[1]))
+    assert json.loads(saved.read_bytes())["picture"]["path"] is None
+    assert str(tmp_path) not in saved.read_text("utf-8")
+    [turn] = Session.load(saved, tiny_model, picture=PORTRAIT).turns
+    assert turn.question == "the cup"
+
+
+def test_words_are_drawn_as_the_options_say(call, picture):
+    def said(name: str, *options: Any) -> str:
+        return json.dumps(chat(call, picture, "What?", "text", *options, session=name)[1])
+
+    greedy = said("greedy")
+    drawn = said("drawn", "on", 1.5, 0.9, 7)
+    assert drawn != greedy
+    assert said("again", "on", 1.5, 0.9, 7) == drawn
+    assert said("another", "on", 1.5, 0.9, 8) != drawn
+    assert said("cold", "on", 0, 0.3, 7) == greedy  # what is switched off has no effect
+
+
+def test_the_options_that_have_an_effect_are_switched_on(call):
+    def switched(*options: Any) -> list[bool]:
+        return [update["interactive"] for update in call("chat_options", *options)]
+
+    assert switched("text", 0) == [False, False, False]  # this model's base is not at hand
+    assert switched("auto", 0.5) == [False, True, True]
+
+
+def test_the_base_that_is_not_at_hand_is_not_asked(client, call, picture):
+    status, *_ = chat(call, picture, "What?", "text", "off", 0, 1, None, session="no base")
+    assert "role='alert'" in status
+    assert "The base model&#x27;s tensors are not at hand" in status
+    assert "/" not in status.replace("</p>", "")  # no path of this machine
+    [radio] = [one for one in client.get("/config").json()["components"] if one["props"].get("elem_id") == "adapter"]
+    assert radio["props"]["interactive"] is False
+    assert "not at hand" in radio["props"]["info"]
+
+
+def test_the_base_answers_where_it_is_at_hand(trained_folder, base_folder):
+    from self1e.inference.base_answers import load_with_base
+
+    model = load_with_base(trained_folder, base_folder, device="cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        with TestClient(application(model), base_url="http://127.0.0.1:7860") as client:
+            call = calling(client)
+            # Files lie where their content says, and go with the application that took them: not those of the others.
+            picture = uploading(client)("astronaut.jpg", PORTRAIT.read_bytes() + b"again")
+            assert [update["interactive"] for update in call("chat_options", "text", 0)] == [True, False, False]
+            assert [update["interactive"] for update in call("chat_options", "auto", 0)] == [False, False, False]
+            status, talk, _ = chat(call, picture, "What?", "text", "off", 0, 1, None)
+            assert "from the base model" in status
+            expected = model.session(PORTRAIT, max_tiles=1, max_new_tokens=128)
+            *_, done = expected.ask("What?", mode="text", adapter="off")
+            assert "".join(talk[-1]["content"][0]["text"].split()) == "".join(done.text.split())  # gradio turns tabs
+            assert "its own probability" in chat(call, picture, "What?", "text")[0]
+            assert "You asked for a mask" in chat(call, picture, "the cup", "segment", "off", 0, 1, None)[0]
+
+
+@pytest.fixture
+def writing(tiny_model: Any) -> tuple[Any, Any, Any, Iterator[Any]]:
+    """What happens on a click, a browser's session, what is kept for it, and an answer that is being written."""
+    from self1e.web.layout import _Acts
+    from self1e.web.workspace import Workspaces
+
+    acts: Any = _Acts(tiny_model, Workspaces())
+    request = SimpleNamespace(session_hash="me")
+    written = acts.chat(str(PORTRAIT), "What?", "text", 1, "on", 0, 1, None, request)
+    for _ in range(3):
+        next(written)
+    return acts, request, acts._workspaces.of("me"), written
+
+
+def test_whoever_closes_the_page_ends_the_answer(writing):
+    acts, request, space, written = writing
+    acts.leave(request)
+    list(written)
+    assert 0 < len(space.session.turns[0].answer_ids) < 128
+    assert acts._workspaces.of("me") is not space
+
+
+def test_a_new_conversation_ends_the_answer_that_is_being_written(writing):
+    acts, request, space, written = writing
+    old = space.session
+    assert acts.new_chat(request)[1] == []
+    assert list(written) == []  # nothing comes back into the page that was cleared
+    assert (space.session, space.messages) == (None, ())
+    assert 0 < len(old.turns[0].answer_ids) < 128
+    *_, last = acts.chat(str(PORTRAIT), "And?", "segment", 1, "on", 0, 1, None, request)
+    assert "You asked for a mask" in last[0]
 
 
 def test_stopping_when_nothing_is_written_is_no_error(call):
@@ -180,7 +290,7 @@ def test_a_bad_picture_is_a_message_everywhere(call, upload, name, content):
         call("picture", bad)[0],
         find(call, bad)[0],
         call("map", bad, "sky", False, 1, 0.5)[0],
-        call("chat", bad, "what?", "auto", 1)[0],
+        chat(call, bad, "what?", "auto")[0],
         call("see", bad, "cup", 0)[0],
     ):
         assert status.startswith("<p class='s1-problem' role='alert'>" + name.partition(".")[0])

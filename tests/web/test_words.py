@@ -20,7 +20,7 @@ from self1e.web import words
 from self1e.web.downloads import map_file, masks_file, stem_of
 from self1e.web.examples import PORTRAIT, write_examples
 from self1e.web.finding import Row
-from self1e.web.talking import answered
+from self1e.web.talking import answered, turn_options
 
 
 def result(*, is_there: bool = True, query: str = "the cup") -> Segmentation:
@@ -65,6 +65,26 @@ def test_not_there_and_silence_are_said():
     assert messages[0].text == "(no words)"
     assert told.startswith("You asked for words only;")
     assert told.endswith("1 token, cut at the limit. The 3 oldest turns left the model's view.")
+
+
+def test_words_of_the_base_are_said_to_be_its():
+    [(_, told)] = answered([done(mode="text", adapter="off", probability=0.0)])
+    assert told == "You asked for words only, from the base model, which knows no [SEG]; 2 tokens."
+
+
+def test_what_has_no_effect_on_a_turn_is_not_passed_on():
+    assert turn_options("auto", "off", 0, 0.5, 7, has_base=True) == {"mode": "auto", "temperature": 0}
+    drawn = {"temperature": 0.7, "top_p": 0.5, "seed": 7}
+    assert turn_options("segment", "off", 0.7, 0.5, 7, has_base=True) == {"mode": "segment", **drawn}
+    assert turn_options("text", "off", 0.7, 0.5, 7, has_base=True) == {"mode": "text", "adapter": "off", **drawn}
+    for wrong in (("text", "off", 0, 1, None), ("text", "upside down", 0, 1, None), ("poem", "on", 0, 1, None)):
+        with pytest.raises(SettingError):
+            turn_options(*wrong, has_base=False)
+
+
+def test_why_the_base_cannot_answer_is_said():
+    assert "--base FOLDER" in words.whose_words(has_base=False)
+    assert "not at hand" not in words.whose_words(has_base=True)
 
 
 def test_nothing_that_was_typed_becomes_html():

@@ -120,5 +120,5 @@ def test_a_workspace_weighs_what_it_holds(tmp_path):
     space.open(save(tmp_path, "a.png"))
     alone = space.num_bytes
     assert 3600 <= alone < 3700
-    space.session = SimpleNamespace(bytes_per_token=10, num_tokens=100, turns=())  # type: ignore[assignment]
+    space.session = SimpleNamespace(num_bytes=1000, turns=())  # type: ignore[assignment]
     assert space.num_bytes == alone + 1000

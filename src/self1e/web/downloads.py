@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import tempfile
 import zipfile
@@ -10,10 +11,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from self1e.inference.export import FORMATS, check_formats
+from self1e.inference.export import FORMATS, as_json, check_formats
 
 if TYPE_CHECKING:
     from self1e.inference.semantic import SemanticMap
+    from self1e.inference.session import Session
     from self1e.structures import Segmentation
 
 _LONGEST_STEM = 80
@@ -37,6 +39,14 @@ def map_file(found: SemanticMap) -> tuple[str, bytes]:
     with tempfile.TemporaryDirectory() as folder:
         files = [(path.name, path.read_bytes()) for path in found.save(folder, stem)]
     return packed(f"{stem}.semantic", files)
+
+
+def conversation_file(session: Session) -> tuple[str, bytes]:
+    """Write a conversation as ``self1e chat PICTURE --resume`` reads it, without a path of this machine."""
+    with tempfile.TemporaryDirectory() as folder:
+        content = json.loads(session.save(Path(folder) / "conversation.json").read_bytes())
+    content["picture"]["path"] = None  # of an upload; another file of its name may lie where the server was started
+    return "conversation.json", as_json(content)
 
 
 def packed(stem: str, files: Iterable[tuple[str, bytes]]) -> tuple[str, bytes]:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 MAX_QUERIES = 16
 """Most things at once."""
+MAX_LETTERS = 4000
+"""Of a text field."""
 SHOWN_SIDE = 1280
 """Longest side of what the page shows, in pixels. Files are made at the picture's own size."""
 
@@ -59,14 +61,25 @@ def read_queries(text: str | None) -> list[str]:
     """Read one query per line; empty lines are left out, and of equal ones all but the first.
 
     Raises:
-        PromptError: There is none, or there are too many.
+        PromptError: There is none, or there are too many, or too many words.
     """
+    check_length(text)
     queries = list(dict.fromkeys(" ".join(line.split()) for line in (text or "").splitlines() if line.strip()))
     if not queries:
         raise PromptError("Say what to find: one thing per line, for example: the person")
     if len(queries) > MAX_QUERIES:
         raise PromptError(f"{len(queries)} lines; the page takes {MAX_QUERIES} at once. Ask for the rest afterwards.")
     return queries
+
+
+def check_length(text: str | None) -> None:
+    """Refuse what a field of the page does not take; whoever calls its endpoints by hand may send anything.
+
+    Raises:
+        PromptError: It is too long.
+    """
+    if len(text or "") > MAX_LETTERS:
+        raise PromptError(f"{len(text or ''):,} letters; the page takes {MAX_LETTERS:,} at once.")
 
 
 def find(

@@ -13,15 +13,15 @@ from typing import Any
 import gradio as gr  # pyright: ignore[reportMissingImports]
 
 from self1e.errors import Self1EError
+from self1e.inference.base_answers import knows_base
 from self1e.inference.export import FORMATS
-from self1e.inference.session import check_mode
 from self1e.web import words
-from self1e.web.downloads import map_file, masks_file
+from self1e.web.downloads import conversation_file, map_file, masks_file
 from self1e.web.examples import Example, write_examples
-from self1e.web.finding import described, draw, find, read_queries, rows, with_threshold
+from self1e.web.finding import MAX_LETTERS, check_length, described, draw, find, read_queries, rows, with_threshold
 from self1e.web.mapping import class_rows, draw_map, read_classes
 from self1e.web.seeing import attention_of, attention_share, read_query, see
-from self1e.web.talking import MAX_MESSAGES, Message, answered
+from self1e.web.talking import MAX_MESSAGES, Message, answered, turn_options
 from self1e.web.workspace import Workspaces
 
 _log = logging.getLogger(__name__)
@@ -30,7 +30,6 @@ _MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}  # 
 _LIGHT: dict[str, Any] = {"concurrency_id": "light", "concurrency_limit": 4, "show_progress": "hidden"}
 _LIVE: dict[str, Any] = {**_LIGHT, "trigger_mode": "always_last"}  # while a slider is dragged only the last counts
 _KEPT_SECONDS = 3600
-_MAX_LETTERS = 4000  # of a text field
 
 
 def lay_out(model: Any, workspaces: Workspaces) -> gr.Blocks:
@@ -130,7 +129,7 @@ def _find_tab(acts: _Acts, picture: Any, tiles: Any) -> dict[str, Any]:
         placeholder="the person\nthe hair",
         info="One thing per line, a phrase or a sentence. Shift+Enter finds.",
         lines=3,
-        max_length=_MAX_LETTERS,
+        max_length=MAX_LETTERS,
         elem_id="queries",
     )
     with gr.Row():
@@ -181,7 +180,7 @@ def _map_tab(acts: _Acts, picture: Any, tiles: Any) -> dict[str, Any]:
         placeholder="person, hair, clothes",
         info="One per line, or between commas. Every pixel goes to the class that fits it best.",
         lines=2,
-        max_length=_MAX_LETTERS,
+        max_length=MAX_LETTERS,
         elem_id="classes",
     )
     with gr.Row():
@@ -224,27 +223,73 @@ def _chat_tab(acts: _Acts, picture: Any, tiles: Any) -> dict[str, Any]:
         label="Answer with",
         elem_id="mode",
     )
-    text = gr.Textbox(
-        label="Message", placeholder="What is in the picture?", max_length=_MAX_LETTERS, elem_id="message"
-    )
+    text = gr.Textbox(label="Message", placeholder="What is in the picture?", max_length=MAX_LETTERS, elem_id="message")
     with gr.Row():
         send = gr.Button("Send", variant="primary", elem_id="send")
         stop = gr.Button("Stop", elem_id="stop")
         new = gr.Button("New conversation", elem_id="new")
+    with gr.Accordion("Options", open=False, elem_id="chat-options"):
+        adapter = gr.Radio(
+            [("as trained", "on"), ("the base model", "off")],
+            value="on",
+            label="Words come from",
+            info=words.whose_words(has_base=acts.has_base),
+            interactive=False,
+            elem_id="adapter",
+        )
+        with gr.Row():
+            temperature = gr.Slider(
+                0,
+                2,
+                value=0,
+                step=0.05,
+                label="Temperature",
+                info="0 takes the likeliest words.",
+                elem_id="temperature",
+            )
+            top_p = gr.Slider(
+                0.05,
+                1,
+                value=1,
+                step=0.05,
+                label="Top-p",
+                info="Of the likeliest words.",
+                interactive=False,
+                elem_id="top-p",
+            )
+            seed = gr.Number(
+                label="Seed",
+                value=None,
+                precision=0,
+                minimum=0,
+                info="Gives the same words again.",
+                interactive=False,
+                min_width=160,
+                elem_id="seed",
+            )
     with gr.Row():
         make = gr.Button("Save the conversation", elem_id="talk-make")
     file = gr.File(label="File", interactive=False, elem_id="talk-file")
     gr.on(
         [send.click, text.submit],
         acts.chat,
-        [picture, text, mode, tiles],
+        [picture, text, mode, tiles, adapter, temperature, top_p, seed],
         [status, talk, text],
         api_name="chat",
         show_progress="minimal",
         **_MODEL,
     )
+    gr.on(
+        [mode.change, temperature.change],
+        acts.chat_options,
+        [mode, temperature],
+        [adapter, top_p, seed],
+        api_name="chat_options",
+        **_LIVE,
+    )
     stop.click(acts.stop, None, status, queue=False, api_name="stop", show_progress="hidden")
-    new.click(acts.new_chat, None, [status, talk, file], api_name="new_chat", **_LIGHT)
+    # The bin in the corner empties the page; what cannot be seen should not be remembered either.
+    gr.on([new.click, talk.clear], acts.new_chat, None, [status, talk, file], api_name="new_chat", **_LIGHT)
     make.click(acts.chat_download, None, [status, file], api_name="chat_download", **_LIGHT)
     return {"words": text, "cleared": [status, talk, file]}
 
@@ -295,6 +340,11 @@ class _Acts:
         """Of the language model."""
         return self.model.model.config.text_config.num_hidden_layers
 
+    @property
+    def has_base(self) -> bool:
+        """Whether the base model's words can be had."""
+        return knows_base(self.model)
+
     # ------------------------------------------------------------------ picture
 
     def change(self, picture: str | None, request: gr.Request) -> Any:
@@ -315,7 +365,8 @@ class _Acts:
         return self._tell(1 + len(empty), opened, otherwise=empty)
 
     def leave(self, request: gr.Request) -> None:
-        """The browser's page was closed."""
+        """The browser's page was closed: nobody reads on."""
+        self.stop(request)
         self._workspaces.drop(request.session_hash)
 
     # ------------------------------------------------------------------ find
@@ -421,25 +472,47 @@ class _Acts:
 
     # ------------------------------------------------------------------ chat
 
-    def chat(self, picture: str | None, text: str, mode: str, tiles: float, request: gr.Request) -> Iterator[list[Any]]:
+    def chat(
+        self,
+        picture: str | None,
+        text: str,
+        mode: str,
+        tiles: float,
+        adapter: str,
+        temperature: float,
+        top_p: float,
+        seed: int | None,
+        request: gr.Request,
+    ) -> Iterator[list[Any]]:
         """Take one turn; the answer comes as it is written."""
         space = self._workspaces.of(request.session_hash)
         try:
+            check_length(text)
+            options = turn_options(mode, adapter, temperature, top_p, seed, has_base=self.has_base)
             encoded = space.encode(self.model, picture, int(tiles))
             session = space.session
             if session is None:
                 session = self.model.session(encoded, max_new_tokens=128)
                 space.session, space.messages = session, ()
-            events = session.ask(text, mode=check_mode(mode))
+            events = session.ask(text, **options)
             before = (*space.messages, Message("user", text.strip()))
             yield [words.note("writing ..."), _bubbles(before), ""]
             for answer, told in answered(events):
+                if space.session is not session:  # a new one was begun meanwhile, and the page cleared
+                    events.close()
+                    return
                 space.messages = (*before, *answer)[-MAX_MESSAGES:]
                 yield [words.note(told or "writing ..."), _bubbles(space.messages), gr.skip()]
         except Exception as error:
             yield [_explained(error), _bubbles(space.messages), gr.skip()]
         finally:
             self._workspaces.settle()
+
+    def chat_options(self, mode: str, temperature: float) -> list[Any]:
+        """Switch on what has an effect: the base model in turns of words only, ways of drawing with a temperature."""
+        is_drawn = temperature > 0
+        can_switch = self.has_base and mode == "text"
+        return [gr.update(interactive=can_switch), gr.update(interactive=is_drawn), gr.update(interactive=is_drawn)]
 
     def stop(self, request: gr.Request) -> Any:
         """End the answer before its next word."""
@@ -451,7 +524,9 @@ class _Acts:
     def new_chat(self, request: gr.Request) -> Any:
         """Forget the conversation."""
         space = self._workspaces.of(request.session_hash)
-        space.session, space.messages = None, ()
+        session, space.session, space.messages = space.session, None, ()
+        if session is not None:
+            session.cancel()
         return ["", [], None]
 
     def chat_download(self, request: gr.Request) -> Any:
@@ -461,9 +536,7 @@ class _Acts:
             session = self._workspaces.of(request.session_hash).session
             if session is None or not session.turns:
                 return [words.problem("There is no conversation yet: send a message first."), None]
-            with tempfile.TemporaryDirectory() as folder:
-                data = Path(session.save(Path(folder) / "conversation.json")).read_bytes()
-            return _handed("conversation.json", data)
+            return _handed(*conversation_file(session))
 
         return self._tell(2, act)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from self1e.errors import PromptError
-from self1e.web.finding import Row, shrunk
+from self1e.web.finding import Row, check_length, shrunk
 
 if TYPE_CHECKING:
     from self1e.inference.semantic import SemanticMap
@@ -22,6 +22,7 @@ def read_classes(text: str | None) -> list[str]:
     Raises:
         PromptError: There is none, or there are too many. What else can be wrong with names, the model says.
     """
+    check_length(text)
     names = [" ".join(name.split()) for line in (text or "").splitlines() for name in line.split(",")]
     names = list(dict.fromkeys(name for name in names if name))
     if not names:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from self1e.errors import PromptError
-from self1e.web.finding import shrunk
+from self1e.web.finding import check_length, shrunk
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,6 +42,7 @@ def read_query(text: str | None) -> str:
     Raises:
         PromptError: There is none.
     """
+    check_length(text)
     lines = [" ".join(line.split()) for line in (text or "").splitlines() if line.strip()]
     if not lines:
         raise PromptError("Say what the model should look for, for example: the person")

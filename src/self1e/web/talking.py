@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
+from self1e.errors import SettingError
 from self1e.web.finding import shrunk
 
 CHAT_SIDE = 640
@@ -23,6 +24,26 @@ class Message:
     role: Literal["user", "assistant"]
     text: str
     picture: Image.Image | None = field(default=None, repr=False)
+
+
+def turn_options(
+    mode: Any, adapter: Any, temperature: float, top_p: float, seed: int | None, *, has_base: bool
+) -> dict[str, Any]:
+    """Return what ``Session.ask`` is told; what has no effect on a turn, and is switched off on the page, is left out.
+
+    Raises:
+        SettingError: There is no such choice, or the base is to answer and is not at hand.
+    """
+    from self1e.inference.session import check_adapter, check_mode
+
+    options = {"mode": check_mode(mode), "temperature": temperature}
+    if temperature > 0:
+        options |= {"top_p": top_p, "seed": seed}
+    if mode == "text":
+        options["adapter"] = check_adapter(adapter)
+        if adapter == "off" and not has_base:
+            raise SettingError("The base model's tensors are not at hand; words come from the model as trained.")
+    return options
 
 
 def answered(events: Iterable[Any]) -> Iterator[tuple[list[Message], str]]:
@@ -70,4 +91,6 @@ def _summary(done: Any) -> str:
     ended = {"length": ", cut at the limit", "cancelled": ", stopped"}.get(done.stopped, "")
     dropped = f" The {done.dropped_turns} oldest turns left the model's view." if done.dropped_turns else ""
     tokens = f"{done.new_tokens} token{'' if done.new_tokens == 1 else 's'}{ended}"
+    if done.adapter == "off":
+        return f"{chosen}, from the base model, which knows no [SEG]; {tokens}.{dropped}"
     return f"{chosen}; its own probability of [SEG] was {done.probability:.0%}; {tokens}.{dropped}"

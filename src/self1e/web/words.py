@@ -43,6 +43,16 @@ def rejects(model: Any) -> str:
     return f"Masks that score below {least:.2f}, its calibrated threshold, are “not there”."
 
 
+def whose_words(*, has_base: bool) -> str:
+    """Say when the base model answers, or why it cannot."""
+    if has_base:
+        return "Where the answer is words only, the model before its training for masks can give it."
+    return (
+        "The base model is not at hand. A training checkpoint with the model it was trained from has it: "
+        "self1e demo --web --model CHECKPOINT --base FOLDER."
+    )
+
+
 def note(words: str) -> str:
     """A line that tells how it went; screen readers read it out."""
     return f"<p class='s1-note' role='status'>{escape(words)}</p>" if words else ""

@@ -83,7 +83,7 @@ class Workspace:
         """Memory of what is kept, within a few percent."""
         kept = (self.opened, self.encoded, self.found, self.classes, self.sight, self.messages)
         session = self.session
-        talk = 0 if session is None else session.bytes_per_token * session.num_tokens
+        talk = 0 if session is None else session.num_bytes
         return talk + weigh((*kept, () if session is None else session.turns))
 
 
