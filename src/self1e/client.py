@@ -549,17 +549,20 @@ def _form(picture: Picture, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _content(picture: Picture) -> bytes:
-    """Return a picture as a file's content."""
+    """Return a picture as a file's content; one that is open already as ``Self1E.segment`` would see it."""
     if isinstance(picture, bytes):
         return picture
-    if isinstance(picture, Image.Image):
-        file = io.BytesIO()
-        picture.save(file, "png")
-        return file.getvalue()
-    try:
-        return Path(picture).read_bytes()
-    except OSError as error:
-        raise PictureError(f"{picture}: cannot be read: {error.strerror}.") from error
+    if isinstance(picture, str | os.PathLike):
+        try:
+            return Path(picture).read_bytes()
+        except (OSError, ValueError) as error:  # a name with a null byte is a ValueError
+            reason = getattr(error, "strerror", None) or error
+            raise PictureError(f"{picture}: cannot be read: {reason}.") from error
+    from self1e.processing.pictures import open_picture
+
+    file = io.BytesIO()
+    open_picture(picture).image.save(file, "png")
+    return file.getvalue()
 
 
 def _source(picture: Picture | RemoteImage) -> str:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from self1e.cli import chat as chat_module
 from self1e.cli.main import main
+from self1e.inference.session import Session
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -76,6 +77,20 @@ def test_what_cannot_be_answered_is_reported_and_stops_nothing(run):
     assert "choose one of auto, segment, text" in told[2]
     assert "max_tokens=8192" in told[3]
     assert Path("o/picture.1.overlay.png").is_file()
+
+
+def test_a_device_without_memory_ends_no_conversation(run, monkeypatch):
+    whole = Session.ask
+
+    def ask(self, words, **settings):
+        if words == "too much":
+            raise RuntimeError("CUDA out of memory.")
+        return whole(self, words, **settings)
+
+    monkeypatch.setattr(Session, "ask", ask)
+    status, out, err = run("--out", "o", piped="too much\n/mask red\n")
+    assert (status, err) == (1, "self1e: CUDA out of memory.\n")
+    assert "[segment, P([SEG])" in out
 
 
 def test_a_conversation_is_saved_and_resumed(run):

@@ -425,3 +425,11 @@ def test_nano_is_a_name_and_not_a_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(loading, "NANO", tmp_path / "elsewhere")
     with pytest.raises(CheckpointError, match="missing from this installation"):
         self1e.load("nano")
+
+
+def test_a_query_beyond_the_models_positions_is_refused(tiny_model, pictures, monkeypatch):
+    config = tiny_model.model.config.text_config
+    monkeypatch.setattr(config, "max_position_embeddings", 300)
+    assert len(tiny_model.segment(pictures[0], "the red cup")) == 1
+    with pytest.raises(PromptError, match=r"tokens with its picture, and this model's positions reach 300"):
+        tiny_model.segment(pictures[0], ["the red cup", "w" * 400])

@@ -19,6 +19,7 @@ from PIL import Image
 
 from self1e.client import Client, Done, Mask, RemoteImage, ServiceError, Text
 from self1e.errors import PictureError, SettingError
+from self1e.processing.pictures import open_picture
 
 IMAGE = RemoteImage("abc", 4, 2, (1, 1), (), 1, 1.0)
 FOUND = {
@@ -119,6 +120,33 @@ def test_a_service_that_stays_busy_is_given_up(script: Script, waits: list[float
     assert caught.value.retry_after == 1
     assert waits == [1, 1]
     assert len(script.asked) == 3
+
+
+def turned() -> Image.Image:
+    """A JPEG that says it lies on its side, as a camera writes it; opened, not yet decoded."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    Image.effect_mandelbrot((40, 20), (-2, -1, 1, 1), 50).convert("RGB").save(file, "jpeg", exif=exif)
+    return Image.open(file)
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "F", "I;16", "I", "LAB", "HSV", "PA", "1", "RGBA", "turned"])
+def test_a_picture_that_is_open_is_sent_as_the_model_would_see_it(script: Script, mode: str) -> None:
+    picture = turned() if mode == "turned" else Image.new(mode, (5, 3))
+    script.say(200, ANSWER)
+    Client(script.url).segment(picture, "x")
+    sent = script.asked[0][3]
+    start = sent.index(b"\x89PNG")
+    with Image.open(io.BytesIO(sent[start : sent.rindex(b"\r\n--")])) as arrived:
+        assert np.array_equal(np.asarray(arrived), np.asarray(open_picture(picture).image))
+
+
+@pytest.mark.parametrize("picture", ["a\0b.png", ".", Image.new("RGB", (0, 0))])
+def test_a_picture_that_cannot_be_read_is_no_riddle(script: Script, picture: Any) -> None:
+    with pytest.raises(PictureError):
+        Client(script.url).segment(picture, "x")
+    assert script.asked == []
 
 
 def test_a_refusal_is_not_repeated(script: Script, waits: list[float]) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from self1e.serving import schemas
 from self1e.serving.logs import LOGGER, JsonFormatter
+from self1e.serving.problems import as_refusal
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -327,3 +328,14 @@ def test_strange_request_ids_are_replaced(client):
     given = client.get(schemas.HEALTH, headers={schemas.REQUEST_ID: "x" * 65}).headers[schemas.REQUEST_ID]
     assert given != "x" * 65
     assert client.get(schemas.HEALTH, headers={schemas.REQUEST_ID: "a.b-c_1"}).headers[schemas.REQUEST_ID] == "a.b-c_1"
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("CUDA out of memory. Tried /x"), RuntimeError("a bug /x")]
+)
+def test_memory_that_is_short_now_is_no_bug(error):
+    refusal = as_refusal(error)
+    is_bug = "bug" in str(error)
+    assert (refusal.status_code, refusal.kind) == ((500, "internal") if is_bug else (429, "busy"))
+    assert ("Retry-After" in (refusal.headers or {})) is not is_bug
+    assert "/x" not in str(refusal.detail)

@@ -142,7 +142,7 @@ class _Talk:
                 self._obey(words)
             except BrokenPipeError:
                 raise  # nobody reads on
-            except (Self1EError, OSError, MemoryError) as error:
+            except (Self1EError, OSError, MemoryError, RuntimeError) as error:  # the last: a device without memory
                 say(f"self1e: {' '.join(str(error).split()) or 'not enough memory'}")
                 is_well = lines is None
         return is_well

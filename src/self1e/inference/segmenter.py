@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from self1e.errors import CheckpointError, SettingError, ShortageError
+from self1e.errors import CheckpointError, PromptError, SettingError, ShortageError
 from self1e.inference.compiling import check_backend
 from self1e.inference.folded import FoldedModel, FoldedPicture, obstacle
 from self1e.inference.loading import choose_device, choose_dtype, find_model, reading
@@ -485,6 +485,7 @@ class Self1E:
                 template=template,
                 answer=answer,
             )
+            self._check_length(inputs["input_ids"].shape[1])
             logits = _unless_short(lambda i=inputs, m=members: ready.mask_logits(i, [row.picture for row in m]))
             if logits is not None:
                 for index, one in zip(batch, logits, strict=True):
@@ -496,6 +497,15 @@ class Self1E:
             most = len(batch) // 2
             waiting.append(batch)
         return [logits for logits in found if logits is not None]
+
+    def _check_length(self, tokens: int) -> None:
+        """Refuse what lies beyond the model's positions: it would be guessed at, in much memory."""
+        reach = getattr(self.model.config.text_config, "max_position_embeddings", None)
+        if reach is not None and tokens > reach:
+            raise PromptError(
+                f"A query makes {tokens} tokens with its picture, and this model's positions reach {reach}: say it "
+                "shorter, or lower max_tiles."
+            )
 
     def _shortage(self, grid: TileGrid, engine: FoldedModel | None) -> str:
         needed = self._cost(grid, None) * self._numbers(engine) * self.dtype.itemsize

@@ -72,9 +72,15 @@ def as_refusal(error: BaseException) -> Refusal:
             return Refusal(422, "request", str(error))
         case TimeoutError():
             return late()
-        case MemoryError():
+        case _ if _is_shortage(error):
             return busy("There is not enough memory for this request now; ask for less, or later.", 10)
     return Refusal(500, "internal", "Something went wrong here; the log names it by the request's id.")
+
+
+def _is_shortage(error: BaseException) -> bool:
+    from self1e.inference.memory import is_shortage  # it imports torch
+
+    return is_shortage(error)
 
 
 def invalid(errors: Sequence[Any]) -> Refusal:
