@@ -274,3 +274,12 @@ def test_adapters_merged_in_memory_end_the_bases_part(trained_folder, base_folde
     next(module for module in model.model.modules() if isinstance(module, LoraLayer)).merge()
     with pytest.raises(CheckpointError, match="merged in memory"):
         session.ask(QUESTION)
+
+
+def test_the_bases_text_counts_as_well(model, pictures):
+    session = model.session(pictures[0], max_new_tokens=5)
+    list(session.ask("What?", mode="text"))
+    alone = session.num_bytes
+    list(session.ask("What?", mode="text", adapter="off"))
+    assert session.num_bytes == 2 * session.bytes_per_token * session.num_tokens > 2 * alone
+    assert session.num_bytes <= session.max_bytes

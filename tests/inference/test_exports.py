@@ -28,6 +28,7 @@ from self1e.evaluation.coco_results import read_coco_results
 from self1e.inference.export import write_outputs
 from self1e.inference.exports.label_studio import pack_brush
 from self1e.inference.exports.rings import one_line
+from self1e.inference.exports.yolo import yolo_names
 from self1e.outlines import trace_polygons
 from self1e.structures import Segmentation
 
@@ -171,6 +172,23 @@ def test_yolo_lines_fill_to_the_masks(write: Callable[[str], list[Path]], result
         np.testing.assert_allclose(line, line.round(), atol=1e-4)
         np.testing.assert_array_equal(filled(line.round()), result.mask(number))
     assert yaml.safe_load(names.read_text("utf-8"))["names"] == dict(enumerate(result.queries))
+
+
+def test_names_of_yolo_are_read_back_whatever_they_are():
+    import yaml
+
+    names = [
+        "the cup",
+        'a "b" \\ c',
+        "\U0001f600 \u043a\u043e\u0448\u043a\u0430",
+        "x\ny\t",
+        "{a}: #b",
+        "\\U0001f600",
+        "\udc80",
+    ]
+    content = yolo_names(names)
+    assert content.isascii()
+    assert yaml.safe_load(content)["names"] == dict(enumerate(names))
 
 
 def test_ultralytics_reads_yolo(write: Callable[[str], list[Path]], result: Segmentation, tmp_path: Path):

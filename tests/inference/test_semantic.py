@@ -160,3 +160,12 @@ def test_wrong_classes_are_told(tiny_model: Self1E, classes: Any, told: str):
 def test_a_background_that_is_no_number_is_refused(tiny_model: Self1E):
     with pytest.raises(SettingError, match="finite"):
         tiny_model.semantic("no such file.jpg", ["a"], background=float("nan"))
+
+
+def test_a_name_as_long_as_a_book_makes_no_legend_as_wide_as_a_street():
+    def width(name: str) -> int:
+        return SemanticMap(np.array([[1]], np.uint8), (name,), np.ones(1, np.float32)).legend(width=100).width
+
+    assert width("x" * 59) < width("x" * 60)  # these are whole
+    assert width("x" * 4000) <= width("x" * 60)
+    assert 0 < width("\u5929\u7a7a \U0001f600") < 500

@@ -118,6 +118,32 @@ def test_only_new_tokens_are_computed(tiny_model, pictures):
     assert starts == [one.prompt_tokens for one in reported]
 
 
+def test_what_a_conversation_holds_is_counted(tiny_model, pictures):
+    session = tiny_model.session(pictures[0], max_new_tokens=5)
+    assert session.num_bytes == 0
+    run(session)
+    assert session.num_bytes == session.bytes_per_token * session.num_tokens
+    assert 0 < session.num_bytes <= session.max_bytes
+
+
+def test_a_question_around_nothing_is_refused(tiny_model, pictures):
+    session = tiny_model.session(pictures[0], max_new_tokens=5)
+    for mode in ("auto", "text"):
+        with pytest.raises(SettingError, match="it is for mode='segment'"):
+            session.ask("the cup", mode=mode, template="Please segment {text}.")
+    assert done(list(session.ask("the cup", mode="segment", template="Please segment {text}."))).decision == "segment"
+
+
+def test_words_that_spell_seg_many_times_are_words(tiny_model, pictures):
+    session = tiny_model.session(pictures[0], max_new_tokens=5)
+    words = "[SEG] [SEG][SEG] <image> <|im_end|> [SEG]"
+    for mode in ("segment", "text", "segment"):
+        events = list(session.ask(words, mode=mode))
+        assert sum(isinstance(event, Mask | NotThere) for event in events) == (mode == "segment")
+    seg = tiny_model.processor.seg_token_id
+    assert sum(token == seg for token in session._ids) == 2  # those of the two answers
+
+
 def test_kept_text_scores_like_text_computed_from_scratch(wide_model, pictures):
     session = wide_model.session(pictures[1], max_new_tokens=5, max_tiles=4)
     assert session.encoded.grid.num_tiles > 1

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 CLASSES_AT_ONCE = 32
 """Classes whose logits wait together. Within them, passes are as large as free memory allows."""
+_MOST_LETTERS = 60  # of a name in a legend
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +108,7 @@ class SemanticMap:
         """Draw colour, name, share and score of each class that is there, the largest first.
 
         Args:
-            width: In pixels; a name that is longer makes the legend wider.
+            width: In pixels; a name that is longer makes the legend wider, one of more than 60 letters is cut.
         """
         size = min(max(12, width // 44), 40)
         font = ImageFont.load_default(size)
@@ -117,7 +118,7 @@ class SemanticMap:
         rows: list[tuple[tuple[int, ...], str]] = [
             (
                 tuple(self.palette[k + 1].tolist()),
-                f"{self.classes[k]}  {_percent(float(areas[k]) * share)}  {self.scores[k]:.2f}",
+                f"{_cut(self.classes[k])}  {_percent(float(areas[k]) * share)}  {self.scores[k]:.2f}",
             )
             for k in there
         ]
@@ -319,6 +320,11 @@ def _sigmoid(logits: np.ndarray) -> np.ndarray:
     import torch
 
     return torch.from_numpy(logits).sigmoid().numpy()
+
+
+def _cut(name: str) -> str:
+    """Shorten a name that would make a legend many times as wide as its picture."""
+    return name if len(name) <= _MOST_LETTERS else f"{name[: _MOST_LETTERS - 3]}..."
 
 
 def _percent(value: float) -> str:

@@ -205,6 +205,11 @@ class Session:
         """Tokens of the conversation in the model's view, picture included."""
         return sum(map(len, self._parts))
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the conversation holds now, about; never more than `max_bytes`."""
+        return self.bytes_per_token * self.num_tokens * (1 if self._base_text is None else 2)
+
     def _checked_max_tokens(self, max_tokens: int | None) -> int:
         reach = getattr(self.model.model.config.text_config, "max_position_embeddings", None)
         if max_tokens is None:
@@ -261,6 +266,10 @@ class Session:
         sampling = self._chosen_sampling(temperature, top_p, seed)
         if not isinstance(text, str) or not text.strip():
             raise PromptError(f"text={text!r}; expected words.")
+        if template is not None and chosen != "segment":
+            raise SettingError(
+                f"template={template!r:.80} with mode={chosen!r}: it is for mode='segment'."
+            )
         prompt = segmentation_question(text, kind, template) if chosen == "segment" else text.strip()
         self._check_room(self._begin(prompt), limit)
         self._check_weights()

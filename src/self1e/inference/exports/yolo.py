@@ -6,7 +6,6 @@ Ultralytics' own converter joins pieces. A picture without objects gets an empty
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -33,11 +32,22 @@ def yolo_lines(result: Segmentation) -> str:
 def yolo_names(names: Iterable[str], folder: str = "images") -> str:
     """Return ``data.yaml``: where pictures are, and the names of the classes.
 
-    Names are written as JSON strings, which YAML reads.
+    Names are written in quotes and in ASCII: programs read this file in whatever encoding their system has.
     """
     lines = [f"path: .\ntrain: {folder}\nval: {folder}\nnames:\n"]
-    lines += [f"  {number}: {json.dumps(name)}\n" for number, name in enumerate(names)]
+    lines += [f"  {number}: {_quoted(name)}\n" for number, name in enumerate(names)]
     return "".join(lines)
+
+
+def _quoted(name: str) -> str:
+    """Write a string of YAML; not as JSON does, whose pairs of surrogates YAML takes for two letters."""
+
+    def spelled(letter: str) -> str:
+        if letter in ('"', "\\"):
+            return f"\\{letter}"
+        return letter if letter.isascii() and letter.isprintable() else f"\\U{ord(letter):08x}"
+
+    return f'"{"".join(map(spelled, name))}"'
 
 
 def renumber(lines: str, numbers: Sequence[int]) -> str:
