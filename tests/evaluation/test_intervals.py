@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from self1e.errors import SettingError
-from self1e.evaluation.intervals import Interval, difference, interval, interval_of, intervals
+from self1e.evaluation.intervals import Interval, difference, interval, interval_of, intervals, intervals_of
 from self1e.evaluation.metrics import MaskIoU
 from self1e.evaluation.metrics.concepts import ConceptF1
 from self1e.evaluation.metrics.rows import ratio
@@ -118,6 +118,21 @@ def test_figures_that_are_no_ratio():
     assert found.low < found.value == mme.result()["cognition"] < found.high
     with pytest.raises(SettingError, match="has no figure 'miou'; it has miou_cls"):
         interval_of(semantic, "miou")
+
+
+def test_figures_drawn_together_have_the_intervals_of_each():
+    rng = np.random.default_rng(3)
+    metric = SemanticIoU(("a", "b", "c"))
+    for k in range(7):
+        metric.update(k, rng.integers(0, 3, (4, 5)).astype(np.uint8), rng.integers(0, 3, (4, 5)).astype(np.uint8))
+    names = ["miou_cls", "macc", "pacc"]
+    together = intervals_of(metric, names, resamples=50)
+    assert list(together) == names
+    for name in names:
+        assert together[name] == interval_of(metric, name, resamples=50)
+    assert len({found.low for found in together.values()}) == 3
+    with pytest.raises(SettingError, match="has no figure 'iou'; it has miou_cls"):
+        intervals_of(metric, ["macc", "iou"], resamples=2)
 
 
 def test_a_single_picture_has_no_interval():

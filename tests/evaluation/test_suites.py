@@ -18,7 +18,16 @@ from self1e.evaluation.dump import RowWriter
 from self1e.evaluation.metrics.masks import mask_row
 from self1e.evaluation.protocols import Run
 from self1e.evaluation.suites import SUITES, TABLES, find_suite
-from self1e.evaluation.tables import Number, filled_tables, mean_number, paper_lines, read_results, write_tables
+from self1e.evaluation.tables import (
+    Number,
+    filled_tables,
+    for_terminal,
+    mean_number,
+    paper_lines,
+    read_results,
+    remarks,
+    write_tables,
+)
 
 
 def run_of(dataset: str, **changes: Any) -> Run:
@@ -79,6 +88,43 @@ def test_a_table_of_the_paper_is_filled_from_rows(tmp_path: Path) -> None:
     assert "SELF1E-2B 80.2" in published
     assert measured.startswith("60.00\n[")
     assert measured.endswith("]†")
+
+
+def test_failed_samples_are_told_wherever_a_number_is(tmp_path: Path) -> None:
+    run = run_of("refcoco/val")
+    with RowWriter(tmp_path / "rows-00000.jsonl", run) as writer:
+        for k in range(3):
+            truth = np.ones((2, 5), bool)
+            row = mask_row(k, None if k else truth, truth, group=str(k), gt_nt=False)
+            error = {"error": "DatasetError: no picture"} if k else {}
+            writer.write(row | error | {"subsets": [], "unit": k, "unit_rows": 1, "units": 3})
+    results = write_tables(tmp_path)
+    [first, *_] = tables = filled_tables(results)
+    assert paper_lines(first)[0][-1] == "3, 2 failed"
+    assert for_terminal(results)[0][3] == "3, 2 failed"
+    text = (tmp_path / "tables.md").read_text("utf-8")
+    assert "| samples | 3, 2 failed |" in text
+    assert text.count("- refcoco/val, tf, `") == 2
+    content = json.loads((tmp_path / "tables.json").read_text("utf-8"))
+    assert next(iter(content["tables"][0]["measured"].values()))[0]["failed"] == 2
+    ablations, partial, failed = remarks(results, tables)
+    assert ablations.startswith("The same numbers beside the paper's ablations (Table 5, 10)")
+    assert partial == "† is not the whole benchmark. refcoco/val, tf: 3 of 10834 samples."
+    assert failed.startswith("2 samples failed and count as wrong")
+    assert failed.endswith("e.g. 1: DatasetError: no picture")
+
+
+def test_every_figure_of_the_specification_stands_in_the_tables(tmp_path: Path) -> None:
+    write_rows(tmp_path / "res", run_of("refcoco/val"), [(10, 0), (5, 5)])
+    write_rows(tmp_path / "gres", run_of("grefcoco/val"), [(10, 0), (5, 5)])
+    with RowWriter(tmp_path / "ovs" / "rows-00000.jsonl", run_of("pas-20/val")) as writer:
+        for k in range(2):
+            row = {"id": str(k), "failed": False, "confusion": [[0, 0, 3], [0, k, 1]]}
+            writer.write(row | {"unit": k, "unit_rows": 1, "units": 2})
+    found = {one.run.dataset: set(one.lines[0].figures) for one in read_results(tmp_path)}
+    assert {"ciou", "giou", *(f"pr@0.{k}" for k in (5, 6, 7, 8, 9))} <= found["refcoco/val"]
+    assert {"ciou", "ciou_rela", "giou", "t_acc", "pr@0.7", "pr@0.8", "pr@0.9"} <= found["grefcoco/val"]
+    assert found["pas-20/val"] == {"miou_cls", "miou_cls_mmseg", "fwiou", "macc", "pacc"}
 
 
 def test_a_mean_of_splits_needs_all_of_them(tmp_path: Path) -> None:

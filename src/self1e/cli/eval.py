@@ -51,7 +51,7 @@ def evaluate(
 
     On several devices: torchrun --nproc-per-node 8 -m self1e eval ...
     """
-    from self1e.evaluation.tables import filled_tables, for_terminal, write_tables
+    from self1e.evaluation.tables import filled_tables, for_terminal, remarks, write_tables
 
     if compare is not None:
         if benchmarks or suite or tables or report:
@@ -68,9 +68,13 @@ def evaluate(
     elif benchmarks or suite:
         raise SettingError("--tables prints what lies in --out; it takes no benchmarks.")
     results = write_tables(out)
-    for filled in filled_tables(results):
-        _show_paper(filled)
+    filled = filled_tables(results)
+    for one in filled:
+        if not one.table.is_ablation:
+            _show_paper(one)
     _show(for_terminal(results))
+    for line in remarks(results, filled):
+        say(line)
     say(f"Tables: {out / 'tables.md'}, {out / 'tables.json'}")
     if report:
         from self1e.evaluation.report import write_report

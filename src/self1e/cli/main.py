@@ -41,7 +41,7 @@ class _Group(TyperGroup):
         except Self1EError as error:
             if ctx.params.get("debug"):
                 raise
-            typer.echo(f"self1e: {' '.join(str(error).split())}", err=True)
+            typer.echo(f"self1e: {_as_told(str(error))}", err=True)
             raise typer.Exit(2 if isinstance(error, SettingError | PromptError) else 1) from error
         except BrokenPipeError:
             raise
@@ -50,6 +50,12 @@ class _Group(TyperGroup):
                 raise
             typer.echo(f"self1e: {error}", err=True)
             raise typer.Exit(1) from error
+
+
+def _as_told(message: str) -> str:
+    """Keep the lines of a list of problems; whatever else has lines becomes one."""
+    lines = [" ".join(line.split()) for line in message.splitlines()]
+    return ("\n" if any(line.startswith("- ") for line in lines) else " ").join(line for line in lines if line)
 
 
 app = typer.Typer(

@@ -12,7 +12,7 @@ instead of samples, which is the honest, wider interval.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,16 +112,34 @@ def interval_of(
         resamples: How often to draw.
         seed: Of the draws.
     """
+    return intervals_of(metric, [figure], level=level, resamples=resamples, seed=seed)[figure]
+
+
+def intervals_of(
+    metric: Metric,
+    figures: Sequence[str],
+    *,
+    level: float = LEVEL,
+    resamples: int = 200,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Bootstrap several figures as `interval_of` does each: the metric runs once per resample for all of them."""
     _check(level, resamples)
     rows = metric.rows
-    if figure in (simple := metric.ratios(rows)):
-        return interval(simple[figure], by_group=True, level=level, resamples=resamples, seed=seed)
-    found = metric.figures(rows)
-    if figure not in found or not isinstance(found[figure], int | float | None):
-        known = ", ".join(name for name, value in found.items() if isinstance(value, float))
-        raise SettingError(f"{type(metric).__name__} has no figure {figure!r}; it has {known}.")
-    drawn = _drawn_figures(rows, lambda some: metric.figures(some)[figure], resamples, seed)
-    return _between(found[figure], drawn, level, len(_groups(rows)))
+    simple, found = metric.ratios(rows), metric.figures(rows)
+    known = [name for name, value in found.items() if isinstance(value, float)]
+    for name in figures:
+        if name not in simple and (name not in found or not isinstance(found[name], int | float | None)):
+            raise SettingError(f"{type(metric).__name__} has no figure {name!r}; it has {', '.join(known)}.")
+    slow = [name for name in figures if name not in simple]
+    drawn = _drawn_figures(rows, metric, slow, resamples, seed) if slow else np.empty((0, 0))
+    count = len(_groups(rows))
+    return {
+        name: interval(simple[name], by_group=True, level=level, resamples=resamples, seed=seed)
+        if name in simple
+        else _between(found[name], drawn[slow.index(name)], level, count)
+        for name in figures
+    }
 
 
 def difference_of(
@@ -161,24 +179,24 @@ def difference_of(
             raise SettingError(f"{type(metric).__name__} has no figure {figure!r}.")
         values.append(found[figure])
         # The same rows in the same order and one seed: the same pictures are drawn for both.
-        drawn.append(_drawn_figures(rows, lambda some, metric=metric: metric.figures(some)[figure], resamples, seed))
+        drawn.append(_drawn_figures(rows, metric, [figure], resamples, seed)[0])
     value = None if None in values else values[0] - values[1]
     return _between(value, drawn[0] - drawn[1], level, len(_groups(both[0])))
 
 
 def _drawn_figures(
-    rows: Sequence[Row], compute: Callable[[list[Row]], float | None], resamples: int, seed: int
+    rows: Sequence[Row], metric: Metric, figures: Sequence[str], resamples: int, seed: int
 ) -> np.ndarray:
-    """Compute a figure of rows drawn by group (rows of one group stay together), ``(resamples,)``."""
+    """Compute figures of rows drawn by group (rows of one group stay together), ``(figures, resamples)``."""
     members = _groups(rows)
     rng = np.random.default_rng(seed)
     drawn = []
     for _ in range(resamples):
         chosen = rng.integers(len(members), size=len(members)) if members else []
         # A picture drawn twice is two pictures: metrics that pair rows tell them apart by `copy`.
-        value = compute([row | {"copy": copy} for copy, k in enumerate(chosen) for row in members[k]])
-        drawn.append(np.nan if value is None else value)
-    return np.array(drawn, float)
+        found = metric.figures([row | {"copy": copy} for copy, k in enumerate(chosen) for row in members[k]])
+        drawn.append([np.nan if found[name] is None else found[name] for name in figures])
+    return np.array(drawn, float).T
 
 
 def _groups(rows: Sequence[Row]) -> list[list[Row]]:

@@ -129,7 +129,8 @@ def plan(
         try:
             opened = open_benchmark(benchmark, data)
         except Self1EError as error:
-            problems.append(f"{benchmark.name}: {error}")
+            told = str(error)
+            problems.append(told if told.startswith(benchmark.name) else f"{benchmark.name}: {told}")
             continue
         before = len(problems)
         problems += [f"{benchmark.name}: {problem}" for problem in opened.problems]

@@ -16,14 +16,17 @@ from typing import Any
 from self1e.errors import DatasetError, Self1EError
 from self1e.evaluation.benchmarks import find_benchmark
 from self1e.evaluation.dump import read_rows
-from self1e.evaluation.intervals import interval_of
+from self1e.evaluation.intervals import intervals_of
 from self1e.evaluation.metrics.rows import Metric, Row
 from self1e.evaluation.protocols import PROTOCOLS, Run, printed, protocol
 from self1e.evaluation.runner import SHORT, row_files
 from self1e.evaluation.suites import Column, PaperTable, tables_of
 from self1e.files import atomic_write_all
 
-_EXTRA = ("rejection_auroc", "n_acc@t_acc=0.99", "n_acc@t_acc=0.97", "n_acc@t_acc=0.95", "pr@0.5", "pr@0.7", "pr@0.9")
+_EXTRA = (
+    *("ciou_rela", "rejection_auroc", "n_acc@t_acc=0.99", "n_acc@t_acc=0.97", "n_acc@t_acc=0.95"),
+    *("pr@0.5", "pr@0.6", "pr@0.7", "pr@0.8", "pr@0.9", "acc@0.5", "fwiou", "macc", "pacc"),
+)
 """Shown beside a protocol's headline, where rows give them."""
 _POINTS = "score/"
 _NOT_FIGURES = frozenset({"samples", "failed", "no_target"})
@@ -165,7 +168,7 @@ def lines_of(run: Run, rows: Sequence[Row]) -> list[Line]:
             some = [row for row in rows if not subset or subset in row["subsets"]]
             metric = protocol(name).metric().add_rows(some)
             result = flat(metric.result())
-            figures = {figure: number(metric, figure, result[figure]) for figure in shown_figures(name, result)}
+            figures = numbers(metric, {figure: result[figure] for figure in shown_figures(name, result)})
             if figures:
                 lines.append(
                     Line(
@@ -194,12 +197,14 @@ def shown_figures(name: str, result: dict[str, Any]) -> list[str]:
     return [figure for figure in dict.fromkeys([*headline, *more, *tasks]) if figure not in _NOT_FIGURES]
 
 
-def number(metric: Metric, figure: str, value: float | None) -> Number:
-    """Bootstrap a figure, drawing pictures."""
-    if value is None or figure.startswith(_POINTS):
-        return Number(value)
-    found = interval_of(metric, figure)
-    return Number(value, found.low, found.high)
+def numbers(metric: Metric, values: dict[str, float | None]) -> dict[str, Number]:
+    """Bootstrap figures, drawing pictures."""
+    drawn = [figure for figure, value in values.items() if value is not None and not figure.startswith(_POINTS)]
+    found = intervals_of(metric, drawn)
+    return {
+        figure: Number(value, found[figure].low, found[figure].high) if figure in found else Number(value)
+        for figure, value in values.items()
+    }
 
 
 # ---------------------------------------------------------------------- the paper's tables
@@ -211,6 +216,8 @@ class Cell:
 
     number: Number
     samples: int
+    failed: int
+    """Of the samples; they count as wrong."""
     is_partial: bool
 
 
@@ -225,7 +232,7 @@ def cell_of(column: Column, chosen: dict[str, tuple[Measured, str]]) -> Cell | N
         None if a part of it was not measured. The interval of a mean of splits takes them as independent.
     """
     numbers: list[Number] = []
-    samples, is_partial = 0, False
+    samples, failed, is_partial = 0, 0, False
     for part in column.parts:
         if part not in chosen:
             return None
@@ -235,8 +242,9 @@ def cell_of(column: Column, chosen: dict[str, tuple[Measured, str]]) -> Cell | N
             return None
         numbers.append(line.figures[column.figure])
         samples += line.samples
+        failed += line.failed
         is_partial |= bool(measured.partial)
-    return Cell(number=mean_number(numbers), samples=samples, is_partial=is_partial)
+    return Cell(number=mean_number(numbers), samples=samples, failed=failed, is_partial=is_partial)
 
 
 def mean_number(numbers: Sequence[Number]) -> Number:
@@ -350,8 +358,13 @@ def paper_rows(filled: FilledTable) -> list[list[str]]:
     for name, cells in filled.ours.items():
         shown = zip(cells, table.columns, strict=True)
         rows.append([f"**{name}**", *(_cell_text(cell, column.figure) for cell, column in shown)])
-        rows.append(["samples", *("-" if cell is None else str(cell.samples) for cell in cells)])
+        rows.append(["samples", *("-" if cell is None else count_text(cell.samples, cell.failed) for cell in cells)])
     return rows
+
+
+def count_text(samples: int, failed: int) -> str:
+    """Number of samples, and how many of them failed."""
+    return f"{samples}, {failed} failed" if failed else str(samples)
 
 
 def published_rows(table: PaperTable) -> list[list[str]]:
@@ -460,11 +473,30 @@ def for_terminal(results: Iterable[Measured]) -> list[list[str]]:
     rows = []
     for one in results:
         if not one.lines:  # answers for a test server have no score here
-            rows.append([one.run.dataset, SHORT[one.run.answer], one.run.protocol, str(len(one.rows)), "-"])
+            told = count_text(len(one.rows), sum(row["failed"] for row in one.rows))
+            rows.append([one.run.dataset, SHORT[one.run.answer], one.run.protocol, told, "-"])
             continue
         line = one.lines[0]
         names = [f for f in PROTOCOLS[line.protocol].headline if f in line.figures]
         shown = "\n".join(f"{f} {line.figures[f].text(f)}" for f in names)
         name = line.name + (" †" if one.partial else "")
-        rows.append([name, SHORT[line.run.answer], line.protocol, str(line.samples), shown])
+        rows.append([name, SHORT[line.run.answer], line.protocol, count_text(line.samples, line.failed), shown])
     return rows
+
+
+def remarks(results: Sequence[Measured], tables: Sequence[FilledTable]) -> list[str]:
+    """What a terminal should say below the tables: what they lack, and what went wrong."""
+    lines = []
+    ablations = [str(filled.table.number) for filled in tables if filled.table.is_ablation]
+    if ablations:
+        lines.append(f"The same numbers beside the paper's ablations (Table {', '.join(ablations)}): in tables.md.")
+    partial = [f"{one.run.dataset}, {SHORT[one.run.answer]}: {one.partial}." for one in results if one.partial]
+    if partial:
+        rest = f" The same holds for {len(partial) - 1} more, see tables.md." if len(partial) > 1 else ""
+        lines.append(f"† is not the whole benchmark. {partial[0]}{rest}")
+    failed = [row for one in results for row in one.rows if row["failed"]]
+    if failed:
+        first = " ".join(f"{failed[0]['id']}: {failed[0].get('error', 'no error was kept')}".split())
+        what = "1 sample" if len(failed) == 1 else f"{len(failed)} samples"
+        lines.append(f"{what} failed and count as wrong (listed at the end of tables.md), e.g. {first}")
+    return lines

@@ -9,7 +9,7 @@ from html import escape
 from self1e.evaluation.protocols import printed
 from self1e.evaluation.report.cases import Part
 from self1e.evaluation.runner import SHORT
-from self1e.evaluation.tables import Cell, FilledTable, Measured, Number, published_rows
+from self1e.evaluation.tables import Cell, FilledTable, Measured, Number, count_text, published_rows
 
 
 def table(head: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]], caption: str) -> str:
@@ -55,7 +55,7 @@ def _cell(cell: Cell | None, figure: str) -> str:
     if cell is None:
         return "-"
     mark = "†" if cell.is_partial else ""
-    return f"{number(cell.number, figure, mark)}<small>n = {cell.samples}</small>"
+    return f"{number(cell.number, figure, mark)}<small>n = {count_text(cell.samples, cell.failed)}</small>"
 
 
 def number(value: Number, figure: str, mark: str = "") -> str:
