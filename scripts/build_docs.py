@@ -289,6 +289,13 @@ def build() -> None:
     status = subprocess.run(command, cwd=ROOT, check=False).returncode
     if status:
         raise SystemExit(status)
+    _write_index(ROOT / "site" / "search")
+
+
+def _write_index(folder: Path) -> None:
+    """Write the search's index as a script too: a page on a disk may read no other file (docs/assets/offline.js)."""
+    index = (folder / "search_index.json").read_text("utf-8")
+    (folder / "search_index.js").write_text(f"var __index = {index}", "utf-8")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -231,13 +231,32 @@ def test_the_python_reference_shows_signatures(site):
     assert "queries" in page.read_text("utf-8")
 
 
+@pytest.fixture(scope="module")
+def browser() -> str:
+    """A Chromium that is installed."""
+    for path in ("/usr/bin/chromium", "/usr/bin/google-chrome"):
+        if Path(path).exists():
+            return path
+    pytest.skip("CHROMIUM MISSING: no /usr/bin/chromium")
+
+
 @pytest.mark.slow
-def test_a_browser_asks_for_nothing_outside(site):
+@pytest.mark.parametrize("name", ["index", "reference/python"])
+def test_the_site_is_searched_from_the_disk(site, browser, tmp_path, name):
+    address = f"{(ROOT / 'site' / f'{name}.html').as_uri()}?q=polygons"
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"]
+    command = [browser, *flags, "--virtual-time-budget=60000", "--dump-dom", address]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=500).stdout
+    assert re.search(r"md-search-result__meta\">\s*\d+ matching document", shown)
+    found = {unquote(one) for one in re.findall(r'href="file://([^"#?]+)[^"]*" class="md-search-result__link', shown)}
+    assert found
+    assert all("polygon" in Path(one).read_text("utf-8").lower() for one in found)
+
+
+@pytest.mark.slow
+def test_a_browser_asks_for_nothing_outside(site, browser):
     """Chromium opens the pages from the disk; every request is a file."""
     playwright = pytest.importorskip("playwright.sync_api", reason="CHROMIUM MISSING: pip install playwright")
-    browser = next((path for path in ("/usr/bin/chromium", "/usr/bin/google-chrome") if Path(path).exists()), None)
-    if browser is None:
-        pytest.skip("CHROMIUM MISSING: no /usr/bin/chromium")
     asked: list[str] = []
     with playwright.sync_playwright() as running:
         chromium = running.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-gpu"])
