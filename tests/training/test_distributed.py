@@ -308,12 +308,15 @@ def record_order(model):
     return order
 
 
+@pytest.mark.parametrize("embeddings", ["full", "frozen"])
 @pytest.mark.parametrize("switches", SWITCHES, ids=SWITCHES.get)
-def test_parts_run_and_gradients_come_in_one_order_whatever_a_micro_batch_holds(ranks, tiny_model_folder, switches):
+def test_parts_run_and_gradients_come_in_one_order_whatever_a_micro_batch_holds(
+    ranks, tiny_model_folder, switches, embeddings
+):
     # ZeRO adds up gradients, and gathers weights, in the order in which they are ready and needed on each process.
     config = Self1EConfig.from_pretrained(tiny_model_folder, **json.loads(switches))
     model = Self1EForConditionalGeneration(config).train()
-    attach_adapters(model, replace(ranks.ADAPTERS, input_embeddings="full", output_embeddings="full"))
+    attach_adapters(model, replace(ranks.ADAPTERS, input_embeddings=embeddings, output_embeddings=embeddings))
     order = record_order(model)
     found = {}
     for name, batch in ranks.micro_batches(tiny_model_folder, config.num_seg_tokens).items():

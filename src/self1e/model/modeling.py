@@ -169,8 +169,9 @@ class Self1EForConditionalGeneration(InternVLForConditionalGeneration):
         if vision is not None and input_ids is not None:
             rows = self._match_rows(input_ids, vision, picture_of_row)
             inputs_embeds = self._embed(input_ids, rows.coarse)
-        elif learns and input_ids is not None and inputs_embeds is None:
-            inputs_embeds = self.get_input_embeddings()(input_ids)  # here as there: ZeRO-3 wants parts in one order
+        elif blank is not None and input_ids is not None and inputs_embeds is None:
+            # As with a picture: `_idle` says why.
+            inputs_embeds = self.get_input_embeddings()(input_ids) + 0.0 * blank.coarse.sum()
         if masks_wanted and input_ids is not None and is_seg is not None:
             _check_padding(attention_mask)
             attention_mask = language_attention_mask(
@@ -206,8 +207,7 @@ class Self1EForConditionalGeneration(InternVLForConditionalGeneration):
             )
         if labels is not None or mask_targets is not None:
             is_masked = mask_targets is not None and any(len(row) for row in result.mask_logits or ())
-            # Before lm_head, where masks are made too: ZeRO adds up gradients, and fetches weights, in order of use,
-            # and needs the same order on all processes, whatever their items hold.
+            # Before lm_head, where masks are made too.
             spare = None if is_masked else vision if blank is None else blank
             idle = self._idle(hidden, spare, with_head=not is_masked) if learns else None
             result.loss, result.losses = self._loss(hidden, labels, mask_targets, result)
@@ -436,7 +436,8 @@ class Self1EForConditionalGeneration(InternVLForConditionalGeneration):
 
         Processes that train together wait for each other's gradients, and for each other's shares of the weights where
         those are divided: each has to run every part in each pass, in the same order, whether its own items have
-        pictures and masks or not. A process alone does it too, so that a step does not depend on how many there are.
+        pictures and masks or not. ZeRO adds up gradients in the order in which they are ready, so backward has to
+        follow the same order, too. A process alone does it as well: a step does not depend on how many there are.
 
         Args:
             hidden: Last hidden states, for their type, device and width.
