@@ -261,6 +261,7 @@ def test_a_browser_asks_for_nothing_outside(site, browser):
     with playwright.sync_playwright() as running:
         chromium = running.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-gpu"])
         page = chromium.new_page()
+        page.set_default_timeout(600_000)  # milliseconds; slow machines are slow
         page.on("request", lambda request: asked.append(request.url))
         for name in ("index", "quickstart", "reference/python", "reference/command-line", "results/nano"):
             page.goto((ROOT / "site" / f"{name}.html").as_uri())
