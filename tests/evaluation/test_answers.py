@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from self1e.errors import DatasetError, SettingError
+from self1e.evaluation.intervals import interval_of
 from self1e.evaluation.metrics.choices import ROTATION, MMBench, read_letter
 from self1e.evaluation.metrics.vqa import (
     CONTRACTIONS,
@@ -336,6 +337,17 @@ def test_golden_mmbench():
     found = metric.result()
     assert (found["circular"], found["vanilla"], found["incomplete"]) == (0.5, 1.0, 0)
     assert (found["circular/c7"], found["circular/c8"], found["circular/l"]) == (1, 0, 0.5)
+
+
+def test_questions_about_one_picture_are_drawn_together():
+    metric = MMBench()
+    options = {"A": "w", "B": "x"}
+    for base, picture in ((1, "p"), (2, "p"), (3, "q")):
+        for k in range(2):
+            metric.update(base + k * ROTATION, "A" if base < 3 else "B", "A", options, group=picture)
+    found = metric.ratios(metric.rows)
+    assert found["circular"].groups == ("p", "p", "q")
+    assert interval_of(metric, "circular").units == interval_of(metric, "vanilla").units == 2
 
 
 def test_mmbench_without_rotations_has_no_circular_accuracy():

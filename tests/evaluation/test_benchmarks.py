@@ -37,7 +37,12 @@ def test_every_benchmark_names_protocols_that_exist() -> None:
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("refcoco/val", 10_834), ("refcoco+/testA", 5_726), ("refcocog/test", 9_602), ("reasonseg/test", 779)],
+    [
+        *(("refcoco/val", 10_834), ("refcoco+/testA", 5_726), ("refcocog/test", 9_602), ("reasonseg/test", 779)),
+        *(("ade20k-150/val", 2_000), ("pc-59/val", 5_105), ("pc-459/val", 5_105), ("pas-20/val", 1_449)),
+        *(("vqav2/val", 214_354), ("okvqa/val", 5_046), ("textvqa/val", 5_000), ("vizwiz/val", 4_319)),
+        *(("gqa/testdev", 12_578), ("mme", 2_374)),
+    ],
 )
 def test_the_published_number_of_samples_is_expected(name: str, expected: int) -> None:
     assert find_benchmark(name).expected == expected

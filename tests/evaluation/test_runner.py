@@ -252,13 +252,18 @@ def test_a_calibration_runs_again_for_another_share(
     folder = shutil.copytree(tiny_model_folder, tmp_path / "model")
     command = ["calibrate", "--benchmark", "scenes/val", "--model", str(folder), "--limit", "4", "--device", "cpu"]
     told = []
-    for share in ("0.5", "1", "0.5"):
+    for run, share in enumerate(("0.5", "1", "0.5")):
+        if run == 2:  # as if two processes had written them
+            [path] = (tmp_path / "rows").rglob("rows-*.jsonl")
+            header, *lines = path.read_text("utf-8").splitlines(keepends=True)
+            path.write_text(header + "".join(lines[::2]), "utf-8")
+            path.with_name("rows-00001.jsonl").write_text(header + "".join(lines[1::2]), "utf-8")
         with pytest.raises(SystemExit) as stopped:
             main([*command, "--out", str(tmp_path / "rows"), "--t-acc", share])
         assert stopped.value.code == 0, capsys.readouterr().err
         told.append((capsys.readouterr().out, (folder / "config.json").read_bytes()))
     assert told[0] == told[2] != told[1]
-    assert len(list((tmp_path / "rows").rglob("rows-*.jsonl"))) == 1
+    assert len(list((tmp_path / "rows").rglob("rows-*.jsonl"))) == 2
     with pytest.raises(SystemExit) as stopped:
         main([*command, "--out", str(tmp_path / "other"), "--t-acc", "95"])
     assert stopped.value.code == 2

@@ -315,6 +315,7 @@ def test_mmbench_circular_and_vanilla(tmp_path):
     found = result("mmbench-en/dev", rows)
     assert (found["circular"], found["vanilla"], found["incomplete"]) == (0, 1, 0)
     assert found["circular/colour"] == found["circular/perception"] == 0
+    assert len({row["group"] for row in rows}) == 1  # the picture
 
 
 def test_mmbench_in_chinese_asks_in_chinese(tmp_path):

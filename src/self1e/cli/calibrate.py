@@ -44,7 +44,8 @@ def calibrate(
     [job] = runner.plan(loaded, [benchmark], data or [], out, limit=limit)
     if job.options.answer != "teacher-forced" or not job.benchmark.explicit_protocols:
         raise SettingError(f"{benchmark} does not ask about absent things; take grefcoco/val, scenes/val or own data.")
-    _, rows = read_rows(runner.evaluate(job, loaded), job.run)
+    runner.evaluate(job, loaded)
+    rows = [row for path in runner.row_files(job.folder) for row in read_rows(path, job.run)[1]]
     found = fit_threshold(rows, t_acc=t_acc)
     if save is not None:
         loaded.model.save_pretrained(save)

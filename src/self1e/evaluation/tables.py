@@ -126,8 +126,9 @@ def missing_part(run: Run, rows: Sequence[Row]) -> str:
         reasons.append(f"{len(units)} of {there} pictures measured")
     reasons += missing_kinds(run, whole_pictures(rows))
     if benchmark is not None:
-        if benchmark.expected is not None and len(rows) != benchmark.expected:
-            reasons.append(f"{len(rows)} of {benchmark.expected} samples")
+        expected = (benchmark.expected,) if isinstance(benchmark.expected, int) else benchmark.expected or ()
+        if expected and len(rows) not in expected:
+            reasons.append(f"{len(rows)} of {' or '.join(map(str, expected))} samples")
         if benchmark.expected_units is not None and there != benchmark.expected_units:
             reasons.append(f"the data hold {there} of {benchmark.expected_units} pictures")
     return ", ".join(reasons)

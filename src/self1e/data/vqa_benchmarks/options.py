@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import binascii
 import csv
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -98,7 +99,9 @@ def _asked(path: Path, row: dict[str, str], pictures: dict[str, str], chinese: b
     truth = None
     if row.get("answer"):
         categories = {"category": row.get("category", ""), "l2_category": row.get("l2-category", "")}
-        truth = {"answer": row["answer"], "options": options, **categories}
+        # Questions about one picture each hold a copy of it.
+        group = hashlib.sha256(picture).hexdigest()[:12]
+        truth = {"answer": row["answer"], "options": options, "group": group, **categories}
     return Asked(
         id=index,
         prompt=ask(row["question"], row.get("hint", ""), options, chinese=chinese),

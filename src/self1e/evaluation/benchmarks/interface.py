@@ -68,8 +68,8 @@ class Benchmark:
     """``failed(opened, index)``: the same rows, as wrong answers, if unit ``index`` could not be read or measured."""
     explicit_protocols: tuple[str, ...] = ()
     """Come before ``protocols`` if the model says "not there" in another way than by an empty mask."""
-    expected: int | None = None
-    """Rows of the complete benchmark, if known."""
+    expected: int | tuple[int, ...] | None = None
+    """Rows of the complete benchmark, if known; several where it has several editions."""
     expected_units: int | None = None
     """Units of the complete benchmark, if known."""
     answers: tuple[Answer, ...] = ("teacher-forced", "generated")

@@ -43,8 +43,8 @@ class Questions:
     max_new_tokens: int = 10
     max_tiles: int | None = 6
     """None is what the checkpoint says."""
-    expected: int | None = None
-    """Questions of the complete split, if known."""
+    expected: int | tuple[int, ...] | None = None
+    """Questions of the complete split, if known; of each edition where there are several."""
 
 
 def _benchmark(name: str, questions: Questions) -> Benchmark:
@@ -182,25 +182,34 @@ _M4C = ("vqa.m4c", "vqa.official")
 _LETTER = partial(Questions, prompt="option's letter", max_new_tokens=100)
 
 QUESTIONS: dict[str, Questions] = {
-    "vqav2/val": Questions(read=partial(_open_set, "vqav2/val"), protocols=_M4C, prompt=_SHORT),
+    "vqav2/val": Questions(read=partial(_open_set, "vqav2/val"), protocols=_M4C, prompt=_SHORT, expected=214_354),
     "vqav2/test-dev": Questions(
-        read=partial(_open_set, "vqav2/test-dev"), protocols=("vqa.submission",), prompt=_SHORT
+        read=partial(_open_set, "vqav2/test-dev"), protocols=("vqa.submission",), prompt=_SHORT, expected=107_394
     ),
     "okvqa/val": Questions(read=partial(_open_set, "okvqa/val"), protocols=_M4C, prompt=_SHORT, expected=5_046),
     "textvqa/val": Questions(
         read=partial(_open_set, "textvqa/val"), protocols=_M4C, prompt=f"{_SHORT}, no OCR tokens", expected=5_000
     ),
-    "vizwiz/val": Questions(read=partial(_open_set, "vizwiz/val"), protocols=_M4C, prompt=f"{_SHORT} or unanswerable"),
+    "vizwiz/val": Questions(
+        read=partial(_open_set, "vizwiz/val"), protocols=_M4C, prompt=f"{_SHORT} or unanswerable", expected=4_319
+    ),
     "vizwiz/test": Questions(
-        read=partial(_open_set, "vizwiz/test"), protocols=("vqa.submission",), prompt=f"{_SHORT} or unanswerable"
+        read=partial(_open_set, "vizwiz/test"),
+        protocols=("vqa.submission",),
+        prompt=f"{_SHORT} or unanswerable",
+        expected=8_000,
     ),
     "gqa/testdev": Questions(
         read=partial(_open_set, "gqa/testdev"), protocols=("gqa.exact",), prompt=_SHORT, expected=12_578
     ),
     "pope": Questions(
-        read=_pope, protocols=("pope.ivl", "pope.pooled"), prompt=f"{_SHORT}, own line", max_new_tokens=100
+        read=_pope,
+        protocols=("pope.ivl", "pope.pooled"),
+        prompt=f"{_SHORT}, own line",
+        max_new_tokens=100,
+        expected=(9_000, 8_910),  # as POPE's authors ship it; with the shorter "random" of LLaVA's evaluation
     ),
-    "mme": Questions(read=_mme, protocols=("mme",), prompt=_SHORT, max_new_tokens=20),
+    "mme": Questions(read=_mme, protocols=("mme",), prompt=_SHORT, max_new_tokens=20, expected=2_374),
     "mmbench-en/dev": _LETTER(
         read=partial(_mmbench, "mmbench_dev_20230712"), protocols=("mmb.circular", "mmb.vanilla")
     ),
@@ -213,7 +222,7 @@ QUESTIONS: dict[str, Questions] = {
         read=_scenes, protocols=("scenes.exact",), prompt="bare", max_new_tokens=8, max_tiles=None
     ),
 }
-"""Every split by name. Counts are those that METRICS states; they are of complete, official files."""
+"""Every split by name. Counts are of complete, official files."""
 
 VQA_BENCHMARKS: dict[str, Benchmark] = {name: _benchmark(name, chosen) for name, chosen in QUESTIONS.items()}
 """The same as benchmarks."""

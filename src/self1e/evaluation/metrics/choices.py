@@ -66,6 +66,7 @@ class MMBench(Metric):
         *,
         category: str = "",
         l2_category: str = "",
+        group: str | None = None,
     ) -> Row:
         """Count one question or rotation.
 
@@ -76,11 +77,13 @@ class MMBench(Metric):
             options: Letter to text; empty texts are left out.
             category: Finer category.
             l2_category: Coarser category.
+            group: What the question belongs to, e.g. its picture; the same for all of its rotations.
         """
         kept = {letter: str(text) for letter, text in options.items() if text not in (None, "")}
         row = sample_row(
             sample_id,
             failed=prediction is None,
+            group=group,
             prediction=prediction,
             options=kept,
             answer=answer,
@@ -116,7 +119,8 @@ class MMBench(Metric):
         for name, bases in groups:
             hits = np.array([int(all(map(_is_right, questions[base]))) for base in bases])
             units = tuple(str(base) for base in bases)
-            found[name] = Ratio(units, hits, np.ones(len(bases), np.int64), units)
+            groups_of = tuple(questions[base][0].get("group") or str(base) for base in bases)
+            found[name] = Ratio(units, hits, np.ones(len(bases), np.int64), groups_of)
         return found
 
     def figures(self, rows: Sequence[Row]) -> dict[str, Any]:
