@@ -267,9 +267,7 @@ class Session:
         if not isinstance(text, str) or not text.strip():
             raise PromptError(f"text={text!r}; expected words.")
         if template is not None and chosen != "segment":
-            raise SettingError(
-                f"template={template!r:.80} with mode={chosen!r}: it is for mode='segment'."
-            )
+            raise SettingError(f"template={template!r:.80} with mode={chosen!r}: it is for mode='segment'.")
         prompt = segmentation_question(text, kind, template) if chosen == "segment" else text.strip()
         self._check_room(self._begin(prompt), limit)
         self._check_weights()
