@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from self1e.data.class_names import CAMVID
+from self1e.data.reason import ReasonSeg
 from self1e.data.sample import Sample, Target
 from self1e.errors import DatasetError, SettingError
 from self1e.evaluation.benchmarks import BENCHMARKS, Options, find_benchmark
@@ -78,6 +80,29 @@ def test_reasoning_asks_the_first_text_and_leaves_ignored_pixels_out(tiny_model:
     for sample, row in zip(opened.units, rows, strict=True):
         [target] = sample.targets
         assert row["gt_area"] == np.count_nonzero(target.mask & ~target.ignore)
+
+
+@pytest.mark.parametrize("split", ["val", "train"])
+def test_photographs_of_reasonseg_are_turned_upright_with_their_outlines(tmp_path: Path, split: str) -> None:
+    folder = tmp_path / "dataset" / "reason_seg" / "ReasonSeg" / split
+    folder.mkdir(parents=True)
+    pixels = np.zeros((20, 40, 3), np.uint8)
+    pixels[:, :10] = 255  # stored lying: its left is the top of what one sees
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(folder / "a.jpg", exif=exif, quality=95)
+    shape = {"label": "target", "points": [[2, 2], [17, 2], [17, 7], [2, 7]]}
+    note = {"text": ["the bright part"], "is_sentence": False, "shapes": [shape]}
+    (folder / "a.json").write_text(json.dumps(note), "utf-8")
+    units: Any = ReasonSeg(tmp_path / "dataset", split)
+    [sample] = units
+    assert sample.image.size == units.peek(0, with_size=True).size_wh == (20, 40)
+    [target] = sample.targets
+    assert target.mask.shape == (40, 20)
+    assert target.mask.sum() == 16 * 6
+    assert np.asarray(sample.image)[target.mask].mean() > 250
+    assert np.asarray(sample.image)[20:].mean() < 5
+    assert 0x0112 not in sample.image.getexif()
 
 
 def test_a_missing_picture_is_told_before_anything_runs(fixture_root: Path, tmp_path: Path) -> None:

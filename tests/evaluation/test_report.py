@@ -21,7 +21,7 @@ from self1e.evaluation.report.page import _answer
 from self1e.evaluation.report.truths import Found, Truths
 from self1e.evaluation.saved_masks import decode_text_rle, encode_map, text_rle
 from self1e.evaluation.scores import picture_iou, sample_scores
-from self1e.evaluation.tables import read_results
+from self1e.evaluation.tables import missing_part, read_results
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 VOID = {"meta", "img", "input", "br", "link"}
@@ -301,6 +301,14 @@ def test_masks_and_maps_come_back_from_rows():
     assert (back == labels).all()
     mask = labels == 1
     assert (decode_text_rle(text_rle(mask)) == mask).all()
+
+
+def test_a_failed_class_map_scores_nothing_even_where_its_truth_is_unknown():
+    named = {"model": "m", "annotations": "a", "prompt": "p", "answer": "teacher-forced"}
+    run = Run(protocol="ovs.d2/pas-20", dataset="pas-20/val", **named)
+    rows = [{"id": str(k), "failed": True, "confusion": entries} for k, entries in enumerate(([], [[0, 20, 9]]))]
+    assert sample_scores(run, rows) == {"0": 0.0, "1": 0.0}
+    assert "1 class maps cannot be read and count nowhere" in missing_part(run, rows)
 
 
 def test_a_class_map_scores_the_mean_iou_of_its_classes():

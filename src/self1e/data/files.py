@@ -14,7 +14,12 @@ from PIL import Image
 
 from self1e.data.sample import Outline, Sample
 from self1e.errors import DatasetError
+from self1e.processing.pictures import upright_turn
 
+_SIDEWAYS = (
+    *(Image.Transpose.TRANSPOSE, Image.Transpose.TRANSVERSE),
+    *(Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270),
+)
 _COCO_FOLDERS = (
     "coco/train2017",
     "coco/train2014",
@@ -26,20 +31,25 @@ _COCO_FOLDERS = (
 )
 
 
-def read_rgb(path: Path, source: str, size_wh: tuple[int, int] | None = None) -> Image.Image:
+def read_rgb(path: Path, source: str, size_wh: tuple[int, int] | None = None, *, upright: bool = False) -> Image.Image:
     """Read a picture as published: its pixels as stored, alpha dropped, EXIF not heeded (METHOD section 2).
 
     Args:
         path: Of the picture.
         source: What an error names.
         size_wh: What its annotations say; None to take any.
+        upright: Heed EXIF, for a set that was annotated on upright pictures.
 
     Raises:
         DatasetError: It is missing, cannot be read, or has another size.
     """
     try:
         with Image.open(path) as opened:
+            turn = _turn(opened) if upright else None
             image = opened.convert("RGB")
+            if turn is not None:
+                image = image.transpose(turn)
+                image.info.clear()  # nobody shall turn it again
     except FileNotFoundError as error:
         raise DatasetError(f"{source}: no picture {path}; put it there, or take its annotation out.") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -52,17 +62,25 @@ def read_rgb(path: Path, source: str, size_wh: tuple[int, int] | None = None) ->
     return image
 
 
-def read_size(path: Path, source: str) -> tuple[int, int]:
-    """Read a picture's width and height from its first bytes.
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    try:
+        return upright_turn(image)
+    except Exception:  # parsers of EXIF fail in many ways
+        return None
+
+
+def read_size(path: Path, source: str, *, upright: bool = False) -> tuple[int, int]:
+    """Read a picture's width and height from its first bytes; ``upright`` as for `read_rgb`.
 
     Raises:
         DatasetError: It is missing or cannot be read.
     """
     try:
         with Image.open(path) as opened:
-            return opened.size
+            lies = upright and _turn(opened) in _SIDEWAYS
+            return (opened.height, opened.width) if lies else opened.size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return read_rgb(path, source).size  # says what is wrong
+        return read_rgb(path, source, upright=upright).size  # says what is wrong
 
 
 def read_label_map(path: Path, source: str, size_wh: tuple[int, int]) -> np.ndarray:

@@ -14,6 +14,8 @@ Quirks kept, so that numbers compare with published ones:
 * a label that holds "ignore" marks pixels that do not count, and the label "flag" means nothing;
 * the raster is OpenCV's, and a polygon's area is the number of its pixels;
 * some files are cp1252, not UTF-8;
+* photographs are turned upright by their EXIF: outlines were drawn on them so, and OpenCV, which the published
+  evaluation reads with, does it too;
 * all texts of a picture share its mask; validation and test ask the first one only.
 """
 
@@ -79,7 +81,7 @@ class ReasonSeg(Sequence[Sample]):
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]  # no slices
         name = self.names[index]
         source = f"reasonseg/{self.split}/{name}"
-        image = read_rgb(self.folder / f"{name}.jpg", source)
+        image = read_rgb(self.folder / f"{name}.jpg", source, upright=True)
         path = self.folder / f"{name}.json"
         note = read_json(path, "texts and shapes for the picture of the same name", encodings=("utf-8", "cp1252"))
         try:
@@ -104,7 +106,8 @@ class ReasonSeg(Sequence[Sample]):
     def peek(self, index: int, *, with_size: bool = False) -> Outline:
         """Outline a sample; see `Outline`. Its JSON is not read: there are few, and their texts are alike in length."""
         name = self.names[index]
-        size_wh = read_size(self.folder / f"{name}.jpg", f"reasonseg/{self.split}/{name}") if with_size else None
+        path, source = self.folder / f"{name}.jpg", f"reasonseg/{self.split}/{name}"
+        size_wh = read_size(path, source, upright=True) if with_size else None
         return Outline(letters=_TEXT_LETTERS, has_mask=True, size_wh=size_wh)
 
 

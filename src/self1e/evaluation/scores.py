@@ -23,7 +23,7 @@ def sample_scores(run: Run, rows: Sequence[Row]) -> dict[str, float]:
     if not rows:
         return {}
     if "confusion" in rows[0]:
-        return {row["id"]: picture_iou(row) for row in rows}
+        return {row["id"]: 0.0 if row["failed"] else picture_iou(row) for row in rows}
     ratios = protocol(run.protocol).metric().add_rows(rows).ratios(rows)
     for name in _MEANS:
         if name in ratios:

@@ -125,6 +125,9 @@ def missing_part(run: Run, rows: Sequence[Row]) -> str:
     if len(units) < there:
         reasons.append(f"{len(units)} of {there} pictures measured")
     reasons += missing_kinds(run, whole_pictures(rows))
+    unknown = sum(row["failed"] and not row.get("confusion", True) for row in rows)
+    if unknown:
+        reasons.append(f"{unknown} class maps cannot be read and count nowhere")
     if benchmark is not None:
         expected = (benchmark.expected,) if isinstance(benchmark.expected, int) else benchmark.expected or ()
         if expected and len(rows) not in expected:

@@ -291,8 +291,7 @@ def _finish(image: Image.Image, name: str, door: _Door) -> OpenedPicture:
     image.load()
     try:
         # After loading: TIFF, AVIF and HEIF are turned by their decoders, which then remove the tag.
-        orientation = image.getexif().get(0x0112)
-        turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+        turn = upright_turn(image)
     except Exception:  # parsers of EXIF and XMP fail in many ways
         turn = None
         notes.append("EXIF unreadable: orientation ignored")
@@ -305,6 +304,12 @@ def _finish(image: Image.Image, name: str, door: _Door) -> OpenedPicture:
     except Exception:  # the second frame is broken; the first is what we need
         notes.append("holds several frames, some unreadable: only the first is used")
     return OpenedPicture(rgb, name, tuple(notes))
+
+
+def upright_turn(image: Image.Image) -> Image.Transpose | None:
+    """Find what undoes a picture's EXIF orientation; parsers of broken EXIF raise many things."""
+    orientation = image.getexif().get(0x0112)
+    return _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
 
 
 def _forgive_a_missing_end(image: Any, notes: list[str]) -> None:
