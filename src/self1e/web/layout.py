@@ -494,7 +494,7 @@ class _Acts:
             if session is None:
                 session = self.model.session(encoded, max_new_tokens=128)
                 space.session, space.messages = session, ()
-            events = session.ask(text, **options)
+            events: Any = session.ask(text, **options)
             before = (*space.messages, Message("user", text.strip()))
             yield [words.note("writing ..."), _bubbles(before), ""]
             for answer, told in answered(events):
