@@ -140,6 +140,20 @@ def test_a_single_picture_is_compared_without_an_interval(tmp_path):
     assert "| giou | 60.00 | 55.00 | +5.00 |" in as_markdown(compare(a, b))
 
 
+def test_part_of_a_benchmark_and_failures_are_told(tmp_path):
+    run = replace(RUN, dataset="refcoco/val")
+    a, b = write(tmp_path / "a", [0.5, 0.7], run), write(tmp_path / "b", [0.4, 0.7], run)
+    [path] = b.rglob("rows-*.jsonl")
+    path.write_text(path.read_text("utf-8").replace('"failed": false', '"failed": true', 1), "utf-8")
+    told = as_markdown(compare(a, b))
+    assert "**Not the whole benchmark: 2 of 10834 samples.**" in told
+    assert "Failed, and counted as wrong: 0 (A), 1 (B)." in told
+    (one,) = compare(a, b).comparisons
+    giou = next(figure for figure in one.figures if figure.name == "giou")
+    assert (giou.first, giou.second) == (pytest.approx(0.6), pytest.approx(0.35))
+    assert "counted as wrong" not in as_markdown(compare(a, a))
+
+
 def test_other_samples_are_refused(tmp_path, ious):
     a, b = write(tmp_path / "a", ious), write(tmp_path / "b", ious[:38])
     with pytest.raises(DatasetError, match=r"40 samples in the first folder, 38 in the second.*'038'"):

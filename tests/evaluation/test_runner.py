@@ -135,6 +135,28 @@ def test_a_picture_that_cannot_be_read_counts_as_wrong_and_is_listed(
     assert (line.samples, line.failed) == (9, 1)
 
 
+def test_failed_samples_are_measured_again_once_their_lines_are_gone(
+    tiny_model: Any, own: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    name, picture = f"own:{own}", own / "images" / "3.png"
+    whole = picture.read_bytes()
+    run_all(tiny_model, name, tmp_path / "whole")
+    picture.write_bytes(whole[:60])
+    run_all(tiny_model, name, tmp_path / "out")
+    picture.write_bytes(whole)
+    run_all(tiny_model, name, tmp_path / "out")
+    assert sum(row["failed"] for row in read_results(tmp_path / "out")[0].rows) == 1  # what is there is not done again
+    [path] = (tmp_path / "out").rglob("rows-*.jsonl")
+    lines = path.read_text("utf-8").splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if '"failed": true' not in line), "utf-8")
+    run_all(tiny_model, name, tmp_path / "out")
+    assert tables_bytes(tmp_path / "out") == tables_bytes(tmp_path / "whole")
+    path.write_text("".join(lines[:2]), "utf-8")  # a picture of two queries, killed after the first
+    with pytest.raises(DatasetError, match="No rows under"):
+        read_results(tmp_path / "out")
+    assert "holds no complete picture yet; it is left out of the tables" in caplog.text
+
+
 def test_a_query_on_which_the_model_fails_takes_no_other_with_it(
     tiny_model: Any, own: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

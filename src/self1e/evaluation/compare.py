@@ -57,6 +57,10 @@ class Comparison:
     first: Run
     second: Run
     samples: int
+    failed: tuple[int, int]
+    """Samples on which each model failed; they count as wrong."""
+    partial: str
+    """Why it is not the whole benchmark; empty if it is."""
     figures: tuple[Figure, ...]
     score: str
     """What wins are counted by, see `self1e.evaluation.scores`."""
@@ -128,6 +132,8 @@ def compare_runs(first: Measured, second: Measured, *, seed: int = 0) -> Compari
         first=first.run,
         second=second.run,
         samples=len(first.rows),
+        failed=(sum(row["failed"] for row in first.rows), sum(row["failed"] for row in second.rows)),
+        partial=first.partial or second.partial,
         figures=tuple(_figures(first, second, common, seed)),
         score=score_name(first.run),
         wins=sum(a > b for a, b in pairs.values()),
@@ -193,7 +199,12 @@ def as_markdown(compared: Compared) -> str:
 
 def _markdown_of(one: Comparison) -> list[str]:
     lines = [f"## {one.first.dataset}, {SHORT[one.first.answer]}", ""]
-    lines += [f"A: {one.first.model}. B: {one.second.model}. {one.samples} samples.", ""]
+    counted = "1 sample" if one.samples == 1 else f"{one.samples} samples"
+    lines += [f"A: {one.first.model}. B: {one.second.model}. {counted}.", ""]
+    if one.partial:
+        lines += [f"**Not the whole benchmark: {one.partial}.**", ""]
+    if any(one.failed):
+        lines += [f"Failed, and counted as wrong: {one.failed[0]} (A), {one.failed[1]} (B).", ""]
     if one.first.rejection != one.second.rejection:
         lines += [f'"Not there" is said by: {one.first.rejection} (A), {one.second.rejection} (B).', ""]
     lines += ["| protocol | figure | A | B | A - B |", "|---|---|---|---|---|"]

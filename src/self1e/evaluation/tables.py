@@ -7,6 +7,7 @@ not the whole benchmark is called partial, and failed samples, which count as wr
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,6 +24,7 @@ from self1e.evaluation.runner import SHORT, row_files
 from self1e.evaluation.suites import Column, PaperTable, tables_of
 from self1e.files import atomic_write_all
 
+_log = logging.getLogger(__name__)
 _EXTRA = (
     *("ciou_rela", "rejection_auroc", "n_acc@t_acc=0.99", "n_acc@t_acc=0.97", "n_acc@t_acc=0.95"),
     *("pr@0.5", "pr@0.6", "pr@0.7", "pr@0.8", "pr@0.9", "acc@0.5", "fwiou", "macc", "pacc"),
@@ -94,10 +96,12 @@ def read_results(out: Path) -> list[Measured]:
                 run, some = read_rows(path, run)
                 rows += some
         if run is None or not rows:
+            _log.warning("%s holds no complete row yet; it is left out of the tables.", folder)
             continue
         rows.sort(key=lambda row: row["id"])
         partial, rows = missing_part(run, rows), whole_pictures(rows)
         if not rows:
+            _log.warning("%s holds no complete picture yet; it is left out of the tables.", folder)
             continue
         found.append(Measured(run=run, rows=rows, partial=partial, lines=lines_of(run, rows)))
     if not found:
