@@ -494,12 +494,11 @@ class _Acts:
             if session is None:
                 session = self.model.session(encoded, max_new_tokens=128)
                 space.session, space.messages = session, ()
-            events: Any = session.ask(text, **options)
+            events = session.ask(text, **options)
             before = (*space.messages, Message("user", text.strip()))
             yield [words.note("writing ..."), _bubbles(before), ""]
             for answer, told in answered(events):
                 if space.session is not session:  # a new one was begun meanwhile, and the page cleared
-                    events.close()
                     return
                 space.messages = (*before, *answer)[-MAX_MESSAGES:]
                 yield [words.note(told or "writing ..."), _bubbles(space.messages), gr.skip()]
