@@ -1,7 +1,8 @@
 """Put finished runs that made `nano`, one after another, into the package: weights, logs, learning curves, model card.
 
 python scripts/package_nano.py runs/nano runs/nano/polish-1 ...
-python -m self1e.evaluation.nano --data DATA  # then measure it, ...
+self1e calibrate --benchmark scenes/val --model src/self1e/assets/nano --t-acc 0.97  # fit "not there", ...
+python -m self1e.evaluation.nano --data DATA  # ... measure it, ...
 python scripts/package_nano.py --card-only    # ... and write the figures into the card
 """
 
@@ -154,6 +155,7 @@ def write_card() -> None:
         for title, row in rows
     )
     absent, questions = scenes["absent"]["empty_when_absent"], found["questions"]["all"]["right"]
+    least = found.get("no_target_threshold") or 0.0
     card = f"""---
 license: apache-2.0
 library_name: transformers
@@ -173,7 +175,8 @@ version: expect mistakes, above all with ordinals, comparisons and relations.
 |---|---|---|---|---|
 {table}
 
-Absent targets answered with an empty mask: {absent:.3f}. Questions about drawn scenes answered right: {questions:.3f}.
+Absent targets answered with an empty mask: {absent:.3f}; a mask that scores less than {least:.3f} is one, fitted on
+validation scenes (`no_target_threshold`). Questions about drawn scenes answered right: {questions:.3f}.
 One query on one core, encoding included: {found["query_seconds"]:.3f} s. All tables, the command and the machine:
 [docs/results/nano.md](../../../../docs/results/nano.md).
 
@@ -181,6 +184,9 @@ One query on one core, encoding included: {found["query_seconds"]:.3f} s. All ta
 
     torchrun --nproc-per-node 2 -m self1e train nano --data DATA --out runs/nano
     python scripts/package_nano.py {" ".join(["runs/nano", *(f"runs/nano/polish-{n}" for n in range(1, len(recipes)))])}
+    self1e calibrate --benchmark scenes/val --model src/self1e/assets/nano --t-acc 0.97
+    python -m self1e.evaluation.nano --data DATA
+    python scripts/package_nano.py --card-only
 
 {" ".join(_told(recipe) for recipe in recipes)} On 2 CPU cores all of it takes
 about six hours; `--set polish=none` ends after the first run, two hours. Recipes: `self1e.training.recipes`. Logs:

@@ -59,6 +59,7 @@ def test_the_card_says_what_was_measured(nano):
     for row in (report["scenes"]["single target"], report["photographs"]["the person"]):
         assert f"| {row['ciou']:.3f} | {row['giou']:.3f} |" in card
     assert report["query_seconds"] <= 0.5
+    assert report["no_target_threshold"] == nano.no_target_threshold
 
 
 def test_one_command_repeats_the_runs_that_made_the_weights():

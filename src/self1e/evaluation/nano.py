@@ -309,7 +309,7 @@ def _calibration(threshold: float | None) -> list[str]:
         return []
     return [
         f"A mask that scores less than {threshold:.3g} counts as empty, here as in `segment`: fitted on the validation",
-        "scenes by `self1e calibrate --benchmark scenes/val --t-acc 0.99`, kept in config.json.",
+        "scenes by `self1e calibrate --benchmark scenes/val --t-acc 0.97`, kept in config.json.",
     ]
 
 

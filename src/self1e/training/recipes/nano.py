@@ -133,6 +133,7 @@ def nano() -> TrainRecipe:
             "decay_steps=560 seed=2",
             "seed=4",
             "pictures=20000 learning_rate=0.0008 matrix_learning_rate=0.0016 warmup_steps=30 decay_steps=1200 seed=5",
+            "pictures=66400 text_layers=6 warmup_steps=100 decay_steps=2500 seed=6",
         ),
     )
 
