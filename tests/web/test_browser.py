@@ -55,6 +55,7 @@ def test_upload_two_queries_threshold_layers_and_download(page, tmp_path):
     page.locator("#scores table").wait_for()
     assert page.locator("#scores tbody tr").count() == 2
     assert "%" in page.locator("#scores").inner_text()
+    page.locator("#layers input").nth(1).wait_for(state="attached")  # drawn after the table, now and then
     assert page.locator("#layers input").count() == 2
     assert "the person" in page.locator("#result img").first.get_attribute("alt")
 
