@@ -155,7 +155,7 @@ def write_card() -> None:
         for title, row in rows
     )
     absent, questions = scenes["absent"]["empty_when_absent"], found["questions"]["all"]["right"]
-    least = found.get("no_target_threshold") or 0.0
+    least = found["no_target_threshold"]
     card = f"""---
 license: apache-2.0
 library_name: transformers
@@ -212,13 +212,13 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="*")
     parser.add_argument("--card-only", action="store_true")
     arguments = parser.parse_args()
-    if not arguments.card_only:
-        if not arguments.runs:
-            parser.error("name the folders of the runs, in order")
-        copy_model(arguments.runs[-1])
-        copy_logs(arguments.runs)
-    if (RESULTS / "nano.json").is_file():
+    if arguments.card_only:
         write_card()
+        return
+    if not arguments.runs:
+        parser.error("name the folders of the runs, in order")
+    copy_model(arguments.runs[-1])
+    copy_logs(arguments.runs)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,6 +28,29 @@ class StandIn:
         return Segmentation.from_masks(masks, scores, queries, image=picture.image, source=picture.source)
 """
 """A model that needs no torch, which takes processes many seconds to import."""
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from self1e.locking import only_run
+
+with only_run(Path(sys.argv[1])):
+    print("in", flush=True)
+    time.sleep(300)
+"""
+
+
+@contextmanager
+def another_run_in(folder: Path) -> Iterator[None]:
+    """Have another process run in a folder until the block ends; then it is killed."""
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "in\n"
+            yield
+        finally:
+            other.kill()
 
 
 def load_script(name: str, folder: str = "scripts") -> ModuleType:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from support import another_run_in
 
 from self1e.errors import DatasetError, OutputError, SettingError
 from self1e.evaluation import runner
@@ -332,14 +333,8 @@ def test_a_second_run_into_the_same_folder_is_refused(tiny_model: Any, own: Path
     run_all(tiny_model, f"own:{own}", tmp_path, limit=1)
     [path] = tmp_path.rglob("rows-*.jsonl")
     before = path.read_bytes()
-    hold = "import sys, time; from pathlib import Path; from self1e.locking import only_run\n"
-    hold += "with only_run(Path(sys.argv[1])):\n    print('in', flush=True); time.sleep(300)"
-    with subprocess.Popen([sys.executable, "-c", hold, str(path.parent)], stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "in\n"
-        with pytest.raises(OutputError, match="another run is measuring in this folder"):
-            run_all(tiny_model, f"own:{own}", tmp_path)
-        other.kill()
+    with another_run_in(path.parent), pytest.raises(OutputError, match="another run is measuring in this folder"):
+        run_all(tiny_model, f"own:{own}", tmp_path)
     assert path.read_bytes() == before
     run_all(tiny_model, f"own:{own}", tmp_path)  # a killed run keeps nobody out
     assert len(read_results(tmp_path)[0].rows) == 10

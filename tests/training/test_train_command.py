@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import asdict
 from types import SimpleNamespace
 
@@ -15,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from support import another_run_in
 
 import self1e
 from self1e.cli.main import main
@@ -150,14 +149,8 @@ def test_folders_that_are_no_run_or_no_folder_are_named(finished, tiny_model_fol
 
 def test_a_second_run_is_kept_out_of_a_folder_until_the_first_is_dead(finished, tiny_model_folder, tmp_path):
     shutil.copytree(finished / "checkpoint-4", tmp_path / "checkpoint-4")
-    hold = "import sys, time; from pathlib import Path; from self1e.locking import only_run\n"
-    hold += "with only_run(Path(sys.argv[1])):\n    print('in', flush=True); time.sleep(100)"
-    with subprocess.Popen([sys.executable, "-c", hold, tmp_path], stdout=subprocess.PIPE, text=True) as first:
-        assert first.stdout is not None
-        assert first.stdout.readline() == "in\n"
-        with pytest.raises(OutputError, match="another run is training in this folder"):
-            run(small(tiny_model_folder), out=tmp_path, device="cpu")
-        first.kill()
+    with another_run_in(tmp_path), pytest.raises(OutputError, match="another run is training in this folder"):
+        run(small(tiny_model_folder), out=tmp_path, device="cpu")
     assert run(small(tiny_model_folder), out=tmp_path, device="cpu") == tmp_path / "model"
 
 

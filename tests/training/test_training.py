@@ -4,8 +4,6 @@ import copy
 import json
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from support import another_run_in
 
 from self1e.data.mixture import Item, PhotoAugment, Row
 from self1e.data.sample import Sample, Target
@@ -155,14 +154,8 @@ def test_a_wrong_setting_of_a_run_that_follows_shows_before_anything_runs():
 
 
 def test_a_folder_in_which_a_run_is_training_is_left_alone(tmp_path):
-    hold = "import sys, time; from pathlib import Path; from self1e.locking import only_run\n"
-    hold += "with only_run(Path(sys.argv[1])):\n    print('in', flush=True); time.sleep(100)"
-    with subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], stdout=subprocess.PIPE) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == b"in\n"
-        with pytest.raises(OutputError, match="another run is training in this folder"):
-            run(RECIPES["nano_smoke"](), data=None, out=tmp_path)
-        other.kill()
+    with another_run_in(tmp_path), pytest.raises(OutputError, match="another run is training in this folder"):
+        run(RECIPES["nano_smoke"](), data=None, out=tmp_path)
 
 
 def test_the_encoder_learns_to_see(processor):

@@ -28,7 +28,6 @@ def calibrate(
     from self1e.evaluation import runner
     from self1e.evaluation.benchmarks import find_benchmark
     from self1e.evaluation.calibration import check_share, check_split, fit_threshold, save_threshold
-    from self1e.evaluation.dump import read_rows
     from self1e.files import check_is_new
 
     check_split(benchmark)
@@ -45,8 +44,7 @@ def calibrate(
     if job.options.answer != "teacher-forced" or not job.benchmark.explicit_protocols:
         raise SettingError(f"{benchmark} does not ask about absent things; take grefcoco/val, scenes/val or own data.")
     runner.evaluate(job, loaded)
-    rows = [row for path in runner.row_files(job.folder) for row in read_rows(path, job.run)[1]]
-    found = fit_threshold(rows, t_acc=t_acc)
+    found = fit_threshold(runner.all_rows(job), t_acc=t_acc)
     if save is not None:
         loaded.model.save_pretrained(save)
         loaded.processor.save_pretrained(save)

@@ -44,9 +44,11 @@ class How:
 
         check_report_to(self.report_to)
         plan = prepare(recipe, data=data, device=self.device)
-        if self.dry_run and process_index() == 0:
+        if not self.dry_run:
+            say_once(plan.describe())
+        elif process_index() == 0:
             list_settings(recipe)
-        (_echo_once if self.dry_run else say_once)(plan.describe())
+            typer.echo(plan.describe())
         plan.check_memory()
         if self.dry_run:
             return None
@@ -66,11 +68,6 @@ def say_once(message: str) -> None:
     """Write a line to stderr, of all processes of a run in the first alone."""
     if process_index() == 0:
         say(message)
-
-
-def _echo_once(message: str) -> None:
-    if process_index() == 0:
-        typer.echo(message)
 
 
 def list_settings(recipe: Any) -> None:

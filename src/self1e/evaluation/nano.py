@@ -26,7 +26,6 @@ from torch.nn import functional as F
 from self1e.data.scenes import Scenes
 from self1e.errors import DatasetError
 from self1e.evaluation import runner
-from self1e.evaluation.dump import read_rows
 from self1e.evaluation.intervals import Interval, interval, interval_of
 from self1e.evaluation.metrics import MaskIoU
 from self1e.evaluation.metrics.masks import iou, mask_row, split_truth
@@ -114,9 +113,8 @@ def measure(
     found: dict[str, tuple[list[Row], dict[str, Row]]] = {}
     for job in runner.plan(model, names, data, out, limit=limit, save_masks=True):
         runner.evaluate(job, model)
-        rows = [row for path in runner.row_files(job.folder) for row in read_rows(path, job.run)[1]]
         is_question = job.run.answer == "generated"
-        rows = [as_answered(row) for row in rows]
+        rows = [as_answered(row) for row in runner.all_rows(job)]
         found[job.run.dataset] = rows, {} if is_question else ceiling_rows(job.opened.units, job.indices, grid)
     return found
 

@@ -271,6 +271,11 @@ def row_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("rows-*.jsonl"))
 
 
+def all_rows(job: Job) -> list[Row]:
+    """Read what every process of a run has measured."""
+    return [row for path in row_files(job.folder) for row in read_rows(path, job.run)[1]]
+
+
 def folder_name(benchmark: str) -> str:
     """Make a folder's name of a benchmark's: ``refcoco/val`` becomes ``refcoco-val``."""
     short = re.sub(r"[^\w.+-]+", "-", benchmark).strip("-")

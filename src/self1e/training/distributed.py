@@ -12,7 +12,6 @@ pass, or on other data on each process, and as units of their own processes woul
 from __future__ import annotations
 
 import json
-import logging
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -25,8 +24,6 @@ import torch
 from torch import Tensor, nn
 
 from self1e.errors import CheckpointError, SettingError
-
-logger = logging.getLogger(__name__)
 
 Strategy = Literal["ddp", "fsdp2", "zero2", "zero3"]
 

@@ -145,7 +145,7 @@ def nano_polish() -> TrainRecipe:
 
     The vision encoder stays as it is here too: trained along, even at a lower rate, it got worse (docs/log.md). Every
     scene may be asked for what it does not hold: with fewer, "not there" was hardly learned. The shipped weights went
-    through it four times, with fewer steps at first; the model card has all commands.
+    through it five times; what each changed stands in `nano`.
     """
     return TrainRecipe(
         name="nano_polish",
