@@ -497,7 +497,7 @@ def run_rivals(report: Report, chosen: argparse.Namespace, device: torch.device,
     for entry in entries:
         report.add("first_queries", first_query(entry, 1, device))
     for queries in chosen.queries:
-        if report.has({"form": BESIDE, "queries": queries}):
+        if all(report.has({"model": name, "form": rivals.FORMS[0], "queries": queries}) for name in chosen.rivals):
             continue
         rows = measure(
             entries,
@@ -507,7 +507,9 @@ def run_rivals(report: Report, chosen: argparse.Namespace, device: torch.device,
             budget=chosen.budget * len(chosen.rivals),
             once=chosen.once,
         )
-        report.add("measured", *rows)
+        # Rivals that do not fit into memory together take several runs: each is compared with ours of its own.
+        run = len(report.found["runs"])
+        report.add("measured", *(row | {"run": run} for row in rows))
         print(*(line(row) for row in rows), sep="\n", flush=True)
 
 
@@ -647,7 +649,7 @@ def against_rivals(rows: Sequence[dict[str, Any]]) -> list[str]:
     for row in rows:
         if row["form"] not in rivals.FORMS or "error" in row:
             continue
-        own = {one["model"]: one["seconds"] for one in ours if one["queries"] == row["queries"]}
+        own = {one["model"]: one["seconds"] for one in ours if all(one[k] == row[k] for k in ("queries", "run"))}
         ratios = [f"{row['seconds'] / own[model]:.2f} x" if model in own else "" for model in models]
         lines.append(f"| {row['model']} | {row['form']} | {row['queries']} | {' | '.join(ratios)} |")
     return lines

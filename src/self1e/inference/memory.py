@@ -9,7 +9,7 @@ import torch
 
 FRACTION = 0.25
 """Of the free memory, what one batch may take: the estimates are rough, and others want some too."""
-CPU_BATCH = 2**28
+CPU_BATCH = 2**27
 """Most bytes of a batch on a CPU: larger ones leave its caches and gain nothing."""
 _UNKNOWN = 2**31  # where a system does not say
 _SHORTAGES = ("out of memory", "can't allocate memory", "not enough memory")  # of MPS and CPU allocators
@@ -34,7 +34,7 @@ def release(device: torch.device) -> None:
 
 
 def batch_memory(device: torch.device) -> int:
-    """Bytes that one batch may take on a device: a quarter of what is free, on a CPU at most 256 MB."""
+    """Bytes that one batch may take on a device: a quarter of what is free, on a CPU at most 128 MB."""
     memory = int(free_memory(device) * FRACTION)
     return min(memory, CPU_BATCH) if device.type == "cpu" else memory
 

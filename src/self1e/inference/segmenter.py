@@ -331,7 +331,7 @@ class Self1E:
             threshold: Foreground is where the logit is strictly above it; published: 0.
             return_logits: Keep the logits ``(K, h, w)`` in the result.
             batch_size: Most queries at once; left out, as many as fit into a quarter of the free memory, on a CPU
-                into 256 MB. Where memory is short nevertheless, fewer at once are tried. Masks do not depend on it
+                into 128 MB. Where memory is short nevertheless, fewer at once are tried. Masks do not depend on it
                 beyond rounding.
             exact: ``"auto"`` computes with folded weights, which give the same masks with less work, or with the
                 plain modules where a switch, the language model or adapters need them. ``"plain"`` forces the

@@ -178,10 +178,10 @@ def deepen(model: Self1EForConditionalGeneration, layers: int) -> None:
         config.layer_types = ["full_attention"] * layers
 
 
-def training_scenes(*, absent: bool = True) -> Scenes:
+def training_scenes(*, absent: bool = True, comparisons: float = 1.0) -> Scenes:
     """Endless drawn scenes of several sizes, with or without words that fit nothing."""
     tags = None if absent else [tag for tag in TARGET_TAGS if tag != "absent"]
-    return Scenes("train", size_wh=SCENE_SIZES, length=1_000_000_000, tags=tags)
+    return Scenes("train", size_wh=SCENE_SIZES, length=1_000_000_000, tags=tags, comparisons=comparisons)
 
 
 def training_clothing(data: Path) -> Clothing:
@@ -222,6 +222,8 @@ def build_mixture(
     augment: PhotoAugment | None = None,
     absent: float = 0.6,
     few_absent: int = 0,
+    questions: int = 1,
+    comparisons: float = 1.0,
 ) -> Mixture | Turn:
     """Mix drawn scenes with photographs.
 
@@ -236,9 +238,12 @@ def build_mixture(
         few_absent: So many pictures at first have half as many phrases that fit nothing. Of the phrases made of a
             colour and a kind alone two in three fit nothing: answering all of them with an empty mask is where
             learning stopped (docs/log.md).
+        questions: Most questions with written answers per scene, 1 or 2.
+        comparisons: How many times as often as another kind of question a comparison is asked.
     """
     common: dict[str, Any] = {"data": data, "length": length, "seed": seed, "photographs": photographs}
     common |= {"queries": queries, "augment": augment or PhotoAugment()}
+    common |= {"questions": questions, "comparisons": comparisons}
     then = _mixture(**common, absent=absent)
     return Turn(_mixture(**common, absent=absent / 2), then, at=few_absent) if few_absent else then
 
@@ -252,12 +257,14 @@ def _mixture(
     queries: int,
     augment: PhotoAugment,
     absent: float,
+    questions: int,
+    comparisons: float,
 ) -> Mixture:
     """See `build_mixture`."""
     parts = {}
     for name, share in (("scenes", absent), ("scenes_there", 1 - absent)):
         if share * (1 - photographs) > 0:
-            samples = training_scenes(absent=name == "scenes")
+            samples = training_scenes(absent=name == "scenes", comparisons=comparisons)
             parts[name] = Part(samples=samples, weight=share * (1 - photographs))
     if data is not None and photographs > 0:
         parts["clothing"] = Part(
@@ -274,5 +281,11 @@ def _mixture(
                 samples=CachedSamples(coco), weight=photographs * 0.05, augment=augment, absent=0.15, bare=0.15
             )
     return Mixture(
-        parts, length=length, queries=queries, questions=1, seed=seed, answers=(prompts.SEG_TOKEN,), written=0.2
+        parts,
+        length=length,
+        queries=queries,
+        questions=questions,
+        seed=seed,
+        answers=(prompts.SEG_TOKEN,),
+        written=0.2,
     )

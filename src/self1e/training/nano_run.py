@@ -106,6 +106,8 @@ def _run(recipe: TrainRecipe, *, data: Path | None, out: Path, resume: bool, sav
         augment=PhotoAugment(smallest=recipe.smallest_cut, recolour=recipe.recolour),
         absent=recipe.absent,
         few_absent=recipe.few_absent,
+        questions=recipe.questions,
+        comparisons=recipe.comparisons,
     )
     arguments = _arguments(
         recipe, out, steps=recipe.steps, batch=recipe.batch_size, rate=recipe.learning_rate, save_steps=save_steps

@@ -41,6 +41,7 @@ class Scenes(Sequence[Sample]):
         seed: int = 0,
         tags: Sequence[str] | None = None,
         held_out: HeldOut = "never",
+        comparisons: float = 1.0,
     ) -> None:
         """Describe the data; nothing is drawn yet.
 
@@ -52,6 +53,7 @@ class Scenes(Sequence[Sample]):
             tags: Keep only targets with these tags (see `TARGET_TAGS`); all if None.
             held_out: ``"never"`` shows and names no held-out pair. ``"only"`` names one in every target and every
                 question (reasoning sentences name none, so they do not occur). ``"any"`` does not look.
+            comparisons: How many times as often as another kind of question a comparison is asked first.
         """
         if split not in get_args(Split):
             raise SettingError(f"scenes.split={split!r} must be one of {get_args(Split)}.")
@@ -65,12 +67,15 @@ class Scenes(Sequence[Sample]):
             raise SettingError(f"scenes.length={length} must be at least 1.")
         if seed < 0:
             raise SettingError(f"scenes.seed={seed} must be 0 or more.")
+        if not comparisons > 0:
+            raise SettingError(f"scenes.comparisons={comparisons} must be above 0; 1 asks all kinds equally often.")
         self.split = split
         self.sizes_wh = _check_sizes(size_wh)
         self.length = length
         self.seed = seed
         self.tags = _check_tags(tags, held_out)
         self.held_out: HeldOut = held_out
+        self.comparisons = comparisons
 
     def __len__(self) -> int:
         return self.length
@@ -88,7 +93,8 @@ class Scenes(Sequence[Sample]):
             found = list(propose(author, self.tags, count=4 + int(rng.random() * 3)))
             if found:
                 targets = tuple(_target(scene, author, tag, expression, meaning) for tag, expression, meaning in found)
-                return self._sample(index, scene, targets, [meaning for _, _, meaning in found], tuple(ask(author, 2)))
+                questions = tuple(ask(author, 2, comparisons=self.comparisons))
+                return self._sample(index, scene, targets, [meaning for _, _, meaning in found], questions)
         raise AssertionError(f"scenes/{self.split}/{index}: no scene in {_MAX_TRIES} supports tags {self.tags}")
 
     def _sample(

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import numpy as np
+
 from self1e.data.sample import Question
 from self1e.data.scenes.expressions import Author
 from self1e.data.scenes.grammar import Noun, pick, related
@@ -140,10 +142,9 @@ MAKERS: dict[str, Callable[[Author], Question | None]] = {
 QUESTION_TAGS = tuple(MAKERS)
 
 
-def ask(author: Author, count: int) -> Iterator[Question]:
-    """Yield up to ``count`` questions of different tags."""
-    tags = [QUESTION_TAGS[i] for i in author.rng.permutation(len(QUESTION_TAGS))]
-    for tag in tags:
+def ask(author: Author, count: int, *, comparisons: float = 1.0) -> Iterator[Question]:
+    """Yield up to ``count`` questions of different tags; a comparison comes first ``comparisons`` times as often."""
+    for tag in _order(author.rng, comparisons):
         if not count:
             return
         for _ in range(8):
@@ -152,3 +153,10 @@ def ask(author: Author, count: int) -> Iterator[Question]:
                 yield question
                 count -= 1
                 break
+
+
+def _order(rng: np.random.Generator, comparisons: float) -> list[str]:
+    if comparisons == 1:
+        return [QUESTION_TAGS[i] for i in rng.permutation(len(QUESTION_TAGS))]
+    weights = np.array([comparisons if tag == "compare" else 1.0 for tag in QUESTION_TAGS])
+    return rng.choice(QUESTION_TAGS, size=len(QUESTION_TAGS), replace=False, p=weights / weights.sum()).tolist()

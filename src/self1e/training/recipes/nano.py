@@ -36,6 +36,10 @@ class TrainRecipe:
     """Pictures per optimiser step; each brings its queries."""
     queries: int = 4
     """Mask queries per picture."""
+    questions: int = 1
+    """Questions with written answers per drawn scene, at most 2."""
+    comparisons: float = 1.0
+    """How many times as often as another kind of question a comparison of two things is asked."""
     smallest_cut: float = 0.25
     """Least share of a photograph's area that a random cut keeps."""
     recolour: float = 0.0
