@@ -333,3 +333,17 @@ def test_a_contact_sheet_has_a_tile_per_picture_and_target():
     sheet = contact_sheet(few, columns=4)
     tiles = sum(1 + len(sample.targets) for sample in few)
     assert sheet.height // 242 == -(-tiles // 4)
+
+
+def test_more_comparisons_can_be_asked_for_and_change_no_expression():
+    plain, more = (Scenes("train", length=300, size_wh=(48, 48), comparisons=weight) for weight in (1.0, 4.0))
+    shares = []
+    for scenes in (plain, more):
+        tags = [question.tag for sample in scenes for question in sample.questions]
+        assert set(tags) == set(QUESTION_TAGS)
+        shares.append(tags.count("compare") / len(tags))
+    assert shares[1] > 1.5 * shares[0]
+    for before, after in zip(plain, more, strict=True):
+        assert [target.text for target in before.targets] == [target.text for target in after.targets]
+    with pytest.raises(SettingError, match="comparisons=0 must be above 0"):
+        Scenes("train", comparisons=0)

@@ -389,3 +389,29 @@ def test_layers_are_neither_taken_away_nor_more_than_doubled(processor, layers):
 def test_nothing_can_be_deepened_without_a_start():
     with pytest.raises(SettingError, match="start=MODEL"):
         replace(RECIPES["nano_smoke"](), text_layers=6)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's tracing looks at it
+def test_compiled_layers_learn_the_same(processor):
+    """Traced, not translated: a compiler takes a minute. That no number of rows or tokens is burnt in shows here."""
+    losses, gradients = [], []
+    for compiled in (False, True):
+        model = nano.build_model(processor)
+        if compiled:
+            nano.compile_layers(model, backend="eager")
+        for items in (2, 3):
+            mixture = nano.build_mixture(None, length=8, photographs=0.0, queries=items)
+            loss = model(**Collator(processor, target_side=32)([mixture[i] for i in range(items)])).loss
+            loss.backward()
+            losses.append(loss.item())
+        gradients.append(model.model.language_model.layers[1].mlp.up_proj.weight.grad)
+    assert losses[:2] == pytest.approx(losses[2:], rel=1e-5)
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-6)
+
+
+def test_without_a_compiler_the_layers_stay(processor, monkeypatch):
+    monkeypatch.setattr(nano, "has_compiler", lambda: False)
+    model = nano.build_model(processor)
+    with pytest.warns(UserWarning, match="No C\\+\\+ compiler"):
+        nano.compile_layers(model)
+    assert "forward" not in vars(model.model.language_model.layers[0])

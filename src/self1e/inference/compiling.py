@@ -106,6 +106,16 @@ class Captured:
         return _Graph(graph, places, results, function)
 
 
+def has_compiler() -> bool:
+    """Tell whether there is a C++ compiler, which ``torch.compile`` needs on a CPU."""
+    return any(shutil.which(name) for name in _compilers())
+
+
+def _compilers() -> tuple[str, ...]:
+    named = os.environ.get("CXX")
+    return (named,) if named else _COMPILERS
+
+
 def check_backend(backend: Any, device: torch.device) -> None:
     """Say what is missing before minutes are spent.
 
@@ -123,10 +133,8 @@ def check_backend(backend: Any, device: torch.device) -> None:
         raise SettingError(
             f"backend={backend!r} is unknown.{did_you_mean(str(backend), known)} Known: {', '.join(sorted(known))}."
         )
-    if backend == "inductor" and device.type == "cpu":
-        named = os.environ.get("CXX")
-        if not any(shutil.which(name) for name in ((named,) if named else _COMPILERS)):
-            raise SettingError(
-                f"compile: torch.compile needs a C++ compiler on a CPU and found none (looked for "
-                f"{named or ', '.join(_COMPILERS)}). Install g++, or load without compile=True."
-            )
+    if backend == "inductor" and device.type == "cpu" and not has_compiler():
+        raise SettingError(
+            f"compile: torch.compile needs a C++ compiler on a CPU and found none (looked for "
+            f"{', '.join(_compilers())}). Install g++, or load without compile=True."
+        )

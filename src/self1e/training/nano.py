@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from self1e.data.coco import REDISTRIBUTABLE, CocoCategories
 from self1e.data.mixture import Mixture, Part, PhotoAugment, Turn
 from self1e.data.scenes import TARGET_TAGS, Scenes, all_words
 from self1e.errors import DatasetError, SettingError
+from self1e.inference.compiling import has_compiler
 from self1e.model import Self1EForConditionalGeneration
 from self1e.processing import prompts
 from self1e.processing.image import Self1EImageProcessor
@@ -176,6 +178,25 @@ def deepen(model: Self1EForConditionalGeneration, layers: int) -> None:
     for config in {id(one): one for one in (language.config, model.config.text_config)}.values():
         config.num_hidden_layers = layers
         config.layer_types = ["full_attention"] * layers
+
+
+def compile_layers(model: Self1EForConditionalGeneration, backend: str = "inductor") -> None:
+    """Let each layer of the language model run compiled, for any number of rows and tokens.
+
+    At this size most of a training step is not products but the many small operations between them, each of which
+    reads and writes everything; compiled they are done together. Weights and their names stay. Without a C++ compiler
+    nothing changes but for a warning.
+
+    Args:
+        model: Its layers get another ``forward``.
+        backend: What ``torch.compile`` takes; ``"eager"`` only traces, and needs no compiler.
+    """
+    if backend == "inductor" and not has_compiler():
+        warnings.warn("No C++ compiler was found: the layers run as they are, only slower.", stacklevel=2)
+        return
+    layers: Any = model.model.language_model.layers
+    for layer in layers:
+        layer.forward = torch.compile(layer.forward, backend=backend, dynamic=True)
 
 
 def training_scenes(*, absent: bool = True, comparisons: float = 1.0) -> Scenes:

@@ -88,6 +88,8 @@ def _run(recipe: TrainRecipe, *, data: Path | None, out: Path, resume: bool, sav
         if recipe.text_layers is not None:
             parts.deepen(model, recipe.text_layers)
     model.set_attn_implementation(recipe.attention)
+    if recipe.compiled:
+        parts.compile_layers(model)
     out.mkdir(parents=True, exist_ok=True)
     _check_folder(recipe, out, resume)
     resolved = (json.dumps(asdict(recipe), indent=2) + "\n").encode()

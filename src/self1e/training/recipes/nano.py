@@ -66,6 +66,9 @@ class TrainRecipe:
     """Matrix products in bfloat16, everything else in float32."""
     attention: str = "eager"
     """Attention implementation; with bfloat16 on a CPU eager is faster than SDPA at this size."""
+    compiled: bool = False
+    """Compile the language model's layers, where the machine has a C++ compiler: other rounding, less time per step
+    (docs/log.md)."""
     target_side: int | None = 128
     """Side of the masks that the loss sees."""
     seed: int = 0
