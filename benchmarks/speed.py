@@ -433,6 +433,14 @@ class Report:
 
 def run_ours(report: Report, name: str, chosen: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> None:
     """All scenarios of one of our models; none if it does not fit."""
+    wanted = [
+        {"model": name, "tiles": tiles, "pictures": pictures, "queries": queries}
+        for tiles in chosen.tiles
+        for pictures in chosen.pictures
+        for queries in chosen.queries
+    ]
+    if all(map(report.has, wanted)):
+        return
     config, peak = roofline.config_of(name), (report.found["peak_flops"], report.found["peak_bytes"])
     try:
         segmenter = load(name, device, dtype)

@@ -89,3 +89,16 @@ def test_150_queries_on_24_megapixels_need_less_than_a_gigabyte(monkeypatch):
     found = _measured(monkeypatch, (6000, 4000), 150)
     assert found["pixels_bytes"] == 3_600_000_000
     assert found["peak_bytes"] < 1_000_000_000
+
+
+@pytest.mark.parametrize("threshold", [0.0, -2.0])
+@pytest.mark.parametrize("size_wh", [(50, 70), (3, 2), (33, 1)])
+def test_scores_count_pixels_and_nothing_behind_the_last(size_wh, threshold):
+    """Below 0 even the zeros that fill up short stretches would be foreground."""
+    logits = torch.randn(6, 9, generator=torch.Generator().manual_seed(2))
+    width, height = size_wh
+    across = F.interpolate(logits.T[None, None], size=(width, 6), mode="bilinear", align_corners=False)
+    whole = F.interpolate(across, size=(width, height), mode="bilinear", align_corners=False)
+    rle, score = masks.enlarge(logits, size_wh, threshold)
+    assert coco.area(rle) == int((whole > threshold).sum())
+    assert score == pytest.approx(whole[whole > threshold].sigmoid().mean().item(), rel=1e-6)

@@ -1,16 +1,20 @@
 """Mask logits to a mask at the picture's own size (METHOD section 5, step 9), in bounded memory.
 
-Bilinear enlarging works along one side at a time. First across: ``(h, w)`` becomes ``(h, W)``, which is small for
-any picture. Then down, in strips of whole columns: so a 24-megapixel mask never exists as numbers, and strips without
-foreground cost nothing. Columns, because run-length codes of COCO run down them: where a strip changes between
-foreground and background is found on the device, and only these places leave it. No mask is ever a picture of pixels
-here; ``Segmentation`` decodes the ones that somebody asks for.
+Bilinear enlarging works along one side at a time. First across: ``(h, w)`` becomes ``(h, W)``, which is small for any
+picture. Down a column, the pixels between two rows of logits lie on a straight line: such a stretch changes between
+foreground and background once at most, so its first and its last pixel tell whether it holds any foreground. Only
+stretches that do are ever enlarged, for the place of the change and for the score. Columns, because run-length codes
+of COCO run down them: the places of the changes are the code, and only they leave the device. No mask is ever a picture
+of pixels here; ``Segmentation`` decodes the ones that somebody asks for.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,8 +23,49 @@ from self1e.errors import SettingError
 from self1e.structures import encode_edges
 
 STRIP = 2**20
-"""Pixels per strip on a CPU: 4 MB, which stays in its cache."""
+"""Pixels that exist as numbers at once on a CPU: 4 MB, which stays in its cache."""
 _DEVICE_STRIP = 2**24  # elsewhere a strip costs launches and a wait for the device: few and large ones, 64 MB each
+_ALIVE = 8  # maps of stretches that are alive together
+
+
+@dataclass(frozen=True, eq=False)
+class _Stretches:
+    """The pixels of a column between the same two rows of logits: S stretches, from top to bottom."""
+
+    low: Tensor
+    """Row of logits above, int64 ``(S,)``."""
+    high: Tensor
+    """Row of logits below, int64 ``(S,)``."""
+    start: Tensor
+    """First pixel, int64 ``(S,)``."""
+    length: Tensor
+    """Pixels, int64 ``(S,)``."""
+    share: Tensor
+    """What each pixel takes from the row below, float32 ``(S, longest)``; behind the last one 0."""
+    rest: Tensor
+    """What each pixel takes from the row above, alike."""
+    is_pixel: Tensor
+    """False behind the last one, bool ``(S, longest)``."""
+    ends: Tensor
+    """``share`` of the first and the last pixel, float32 ``(2, S)``."""
+
+
+@lru_cache(maxsize=64)
+def _stretches(rows: int, height: int, device: torch.device) -> _Stretches:
+    """Divide a column of pixels: the arithmetic of ``F.interpolate``, in float32 as there."""
+    place = np.float32(rows / height) * (np.arange(height, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5)
+    is_above = place < 0  # above the first row's centre: that row alone
+    place = np.maximum(place, 0)
+    low = np.minimum(place.astype(np.int64), rows - 1)
+    share = (place - low).astype(np.float32)
+    start = np.flatnonzero(np.diff(low, prepend=-1) | np.diff(is_above, prepend=is_above[0]))
+    length = np.diff(start, append=height)
+    is_pixel = np.arange(length.max()) < length[:, None]
+    padded, rest = (np.zeros(is_pixel.shape, dtype=np.float32) for _ in range(2))
+    padded[is_pixel], rest[is_pixel] = share, 1 - share
+    ends = np.stack([share[start], share[start + length - 1]])
+    parts = (low[start], np.minimum(low[start] + 1, rows - 1), start, length, padded, rest, is_pixel, ends)
+    return _Stretches(*(torch.from_numpy(part).to(device) for part in parts))
 
 
 def enlarge(logits: Tensor, size_wh: tuple[int, int], threshold: float = 0.0) -> tuple[dict[str, Any], float]:
@@ -44,50 +89,87 @@ def enlarge(logits: Tensor, size_wh: tuple[int, int], threshold: float = 0.0) ->
         )
     width, height = size_wh
     columns = stretched(logits.T, (width, logits.shape[0]))  # (W, h)
-    # Enlarging never exceeds what it starts from: where no logit is above the threshold, no pixel will be.
-    has_foreground = (columns.amax(dim=1) > threshold).tolist()
-    step = max((STRIP if logits.device.type == "cpu" else _DEVICE_STRIP) // height, 1)
-    nothing = torch.zeros(1, dtype=torch.bool, device=logits.device)
-    before = nothing
+    stretches = _stretches(logits.shape[0], height, logits.device)
+    room = STRIP if logits.device.type == "cpu" else _DEVICE_STRIP
+    step = max(room // (_ALIVE * len(stretches.start)), 1)
+    before = torch.zeros(1, dtype=torch.bool, device=logits.device)
     edges: list[Tensor] = []
     sums: list[Tensor] = []
     for left in range(0, width, step):
-        if not any(has_foreground[left : left + step]):
-            continue
-        found, probs, last = _strip(columns[left : left + step], height, threshold, before)
-        edges.append(found + left * height)
-        sums.append(probs)
-        before = last
-        if not any(has_foreground[left + step : left + 2 * step]):  # no strip follows that would see the end of a run
-            edges.append(last.nonzero()[:, 0] + min(left + step, width) * height)
-            before = nothing
-    places = torch.cat(edges).cpu().numpy() if edges else []
+        before = _strip(columns[left : left + step], left * height, stretches, threshold, before, room, edges, sums)
+    # Those between stretches and those within come apart.
+    places = np.sort(torch.cat(edges).cpu().numpy())
     rle, area = encode_edges(places, (height, width))
     return rle, sum(torch.stack(sums).tolist()) / area if area else 0.0
 
 
-def _strip(columns: Tensor, height: int, threshold: float, before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _strip(
+    columns: Tensor,
+    offset: int,
+    stretches: _Stretches,
+    threshold: float,
+    before: Tensor,
+    room: int,
+    edges: list[Tensor],
+    sums: list[Tensor],
+) -> Tensor:
     """Enlarge and threshold some columns.
 
     Args:
-        columns: ``(columns, h)``.
-        height: Of the picture.
+        columns: ``(C, h)``.
+        offset: Place of their first pixel, counted down the columns.
+        stretches: S per column.
         threshold: Foreground is strictly above it.
         before: Whether the pixel before them is foreground, bool ``(1,)``.
+        room: Pixels that may be numbers at once.
+        edges: Gets the places of pixels that differ from the one before, int64.
+        sums: Gets sums of the sigmoid over the foreground.
 
     Returns:
-        Where pixels differ from the one before, down the columns, int64; the sum of the sigmoid over the foreground;
-        and whether the last pixel is foreground, bool ``(1,)``.
+        Whether the last pixel is foreground, bool ``(1,)``.
     """
+    # index_select throughout: on a CPU it is several times as fast as indexing with tensors.
+    low, high = (columns.index_select(1, row) for row in (stretches.low, stretches.high))  # (C, S)
+    starts, ends = ((low * (1 - share) + high * share > threshold).view(-1) for share in stretches.ends)
+    first = torch.arange(len(columns), device=columns.device)[:, None] * (stretches.start[-1] + stretches.length[-1])
+    places = (first + stretches.start).view(-1) + offset
+    changes = starts.clone()
+    changes[1:] ^= ends[:-1]
+    changes[:1] ^= before
+    edges.append(places.index_select(0, changes.nonzero()[:, 0]))
+    low, high = low.view(-1), high.view(-1)
     widest = torch.float32 if columns.device.type == "mps" else torch.float64  # MPS has no float64
-    strip = stretched(columns, (len(columns), height))
-    foreground = strip > threshold
-    probs = strip.sigmoid().mul_(foreground).sum(dtype=widest)
-    flat = foreground.view(-1)
-    edges = flat.clone()
-    edges[1:] ^= flat[:-1]
-    edges[:1] ^= before
-    return edges.nonzero()[:, 0], probs, flat[-1:]
+    for some in (starts | ends).nonzero()[:, 0].split(max(room // stretches.share.shape[1], 1)):
+        stretch = some % len(stretches.start)
+        share, rest = (table.index_select(0, stretch) for table in (stretches.share, stretches.rest))
+        above, below = (rows.index_select(0, some)[:, None] for rows in (low, high))
+        values = rest.mul_(above).add_(share.mul_(below))
+        foreground = values > threshold
+        if threshold < 0:  # else 0, behind the last pixel, is none
+            foreground &= stretches.is_pixel.index_select(0, stretch)
+        sums.append(values.sigmoid_().mul_(foreground.to(values.dtype)).sum(dim=1).sum(dtype=widest))
+        edges.append(_within(some, foreground, stretches, starts, ends, places))
+    return ends[-1:]
+
+
+def _within(
+    some: Tensor, foreground: Tensor, stretches: _Stretches, starts: Tensor, ends: Tensor, places: Tensor
+) -> Tensor:
+    """Find where stretches change that begin and end differently.
+
+    Args:
+        some: Which of the ``C * S`` stretches, int64 ``(K,)``.
+        foreground: Their pixels, bool ``(K, longest)``.
+        stretches: S per column.
+        starts: Whether each stretch begins with foreground, bool ``(C * S,)``.
+        ends: Whether it ends so, alike.
+        places: Of the first pixels, int64 ``(C * S,)``.
+    """
+    mixed = (starts ^ ends).index_select(0, some).nonzero()[:, 0]
+    which = some.index_select(0, mixed)
+    area = foreground.index_select(0, mixed).sum(dim=1)
+    length = stretches.length.index_select(0, which % len(stretches.start))
+    return places.index_select(0, which) + torch.where(starts.index_select(0, which), area, length - area)
 
 
 def stretched(values: Tensor, shape: tuple[int, int]) -> Tensor:
