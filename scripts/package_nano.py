@@ -114,9 +114,10 @@ def _told(recipe: dict) -> str:
         if recipe["encoder_pictures"]
         else ""
     )
+    questions = "a question" if recipe.get("questions", 1) == 1 else f"{recipe['questions']} questions"
     return (
-        f"`{recipe['name']}`: {first}{recipe['pictures']:,} pictures with up to {recipe['queries']} queries and a "
-        f"question each, {recipe['photographs']:.0%} of them photographs."
+        f"`{recipe['name']}`: {first}{recipe['pictures']:,} pictures with up to {recipe['queries']} queries and "
+        f"{questions} each, {recipe['photographs']:.0%} of them photographs."
     )
 
 
@@ -189,7 +190,7 @@ One query on one core, encoding included: {found["query_seconds"]:.3f} s. All ta
     python scripts/package_nano.py --card-only
 
 {" ".join(_told(recipe) for recipe in recipes)} On 2 CPU cores all of it takes
-about six hours; `--set polish=none` ends after the first run, two hours. Recipes: `self1e.training.recipes`. Logs:
+about eight hours; `--set polish=none` ends after the first run, two hours. Recipes: `self1e.training.recipes`. Logs:
 [nano_log.json](../../../../docs/results/nano_log.json).
 
 ## Data

@@ -68,6 +68,7 @@ def _stretches(rows: int, height: int, device: torch.device) -> _Stretches:
     return _Stretches(*(torch.from_numpy(part).to(device) for part in parts))
 
 
+@torch.no_grad()
 def enlarge(logits: Tensor, size_wh: tuple[int, int], threshold: float = 0.0) -> tuple[dict[str, Any], float]:
     """Scale logits to the picture, bilinear with ``align_corners=False``, and threshold them.
 
