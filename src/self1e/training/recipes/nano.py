@@ -119,7 +119,7 @@ def nano() -> TrainRecipe:
         self1e train nano --data DATA --out runs/nano
 
     DATA holds ``ccp/`` (Clothing Co-Parsing) and ``coco_mini/``; without it, drawn scenes alone. On 2 CPU cores:
-    ``torchrun --nproc-per-node 2 -m self1e train nano ...``, about two hours, and four more of polishing
+    ``torchrun --nproc-per-node 2 -m self1e train nano ...``, about two hours, and six more of polishing
     (``--set polish=none`` leaves that out). What it reaches, its log and its curves: docs/results/nano.md. What was
     tried before: docs/log.md.
     """
@@ -141,6 +141,9 @@ def nano() -> TrainRecipe:
             "seed=4",
             "pictures=20000 learning_rate=0.0008 matrix_learning_rate=0.0016 warmup_steps=30 decay_steps=1200 seed=5",
             "pictures=66400 text_layers=6 warmup_steps=100 decay_steps=2500 seed=6",
+            "pictures=19200 photographs=0.3 learning_rate=0.0008 matrix_learning_rate=0.0016 warmup_steps=30 "
+            "decay_steps=1150 seed=7",
+            "pictures=72000 questions=2 comparisons=3 compiled=true warmup_steps=60 decay_steps=3000 seed=8",
         ),
     )
 
@@ -152,7 +155,7 @@ def nano_polish() -> TrainRecipe:
 
     The vision encoder stays as it is here too: trained along, even at a lower rate, it got worse (docs/log.md). Every
     scene may be asked for what it does not hold: with fewer, "not there" was hardly learned. The shipped weights went
-    through it five times; what each changed stands in `nano`.
+    through it seven times; what each changed stands in `nano`.
     """
     return TrainRecipe(
         name="nano_polish",
