@@ -670,7 +670,8 @@ def draw(report: dict[str, Any], path: Path) -> None:
     """Draw the waterfall of operations, and measured times beside it."""
     from self1e.figures.sheet import FAINT, INK, Sheet
 
-    shown = [one for one in report["waterfall"] if one["model"] == report["waterfall"][-1]["model"]]
+    largest = max(report["waterfall"], key=lambda one: one["steps"][0][1])["model"]
+    shown = [one for one in report["waterfall"] if one["model"] == largest]
     height, left, width = 21, 330, 500
     sheet = Sheet(left + width + 130, 70 + sum(height * (len(one["steps"]) + 2) + 16 for one in shown))
     y = 26.0
