@@ -433,13 +433,18 @@ class Report:
 
 def run_ours(report: Report, name: str, chosen: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> None:
     """All scenarios of one of our models; none if it does not fit."""
-    wanted = [
-        {"model": name, "tiles": tiles, "pictures": pictures, "queries": queries}
+    wanted = {
+        tiles: [
+            scenario
+            for pictures in chosen.pictures
+            for queries in chosen.queries
+            if not report.has(
+                (scenario := {"tiles": tiles, "queries": queries, "pictures": pictures}) | {"model": name}
+            )
+        ]
         for tiles in chosen.tiles
-        for pictures in chosen.pictures
-        for queries in chosen.queries
-    ]
-    if all(map(report.has, wanted)):
+    }
+    if not any(wanted.values()):
         return
     config, peak = roofline.config_of(name), (report.found["peak_flops"], report.found["peak_bytes"])
     try:
@@ -447,30 +452,21 @@ def run_ours(report: Report, name: str, chosen: argparse.Namespace, device: torc
     except (torch.OutOfMemoryError, MemoryError) as error:
         report.add("measured", {"model": name, "form": "ours", "error": f"out of memory: {error!s:.160}"})
         return
-    for tiles in chosen.tiles:
-        contenders = ways(segmenter, tiles)
-        for entry in contenders:
-            if entry.form in chosen.forms:
-                report.add("first_queries", first_query(entry, tiles, device))
-        for pictures in chosen.pictures:
-            for queries in chosen.queries:
-                scenario = {"tiles": tiles, "queries": queries, "pictures": pictures}
-                if report.has(scenario | {"model": name}):
-                    continue
-                entries = [entry for entry in contenders if entry.form in chosen.forms]
-                least = pictures * roofline.floor(roofline.count(config, tiles, queries, itemsize=dtype.itemsize), peak)
-                if least > chosen.limit:
-                    reason = f"left out: its floor alone is {least:.0f} s"
-                    report.add(
-                        "measured", *(scenario | {"model": name, "form": e.form, "error": reason} for e in entries)
-                    )
-                    continue
-                rows = measure(
-                    entries, scenario, device, repeats=chosen.repeats, budget=chosen.budget, once=chosen.once
-                )
-                add_counts(rows, config, dtype.itemsize, peak, report.found["clock"])
-                report.add("measured", *rows)
-                print(*(line(row) for row in rows), sep="\n", flush=True)
+    for tiles, scenarios in wanted.items():
+        entries = [entry for entry in ways(segmenter, tiles) if entry.form in chosen.forms]
+        for entry in entries:
+            report.add("first_queries", first_query(entry, tiles, device))
+        for scenario in scenarios:
+            counted = roofline.count(config, tiles, scenario["queries"], itemsize=dtype.itemsize)
+            least = scenario["pictures"] * roofline.floor(counted, peak)
+            if least > chosen.limit:
+                reason = f"left out: its floor alone is {least:.0f} s"
+                report.add("measured", *(scenario | {"model": name, "form": e.form, "error": reason} for e in entries))
+                continue
+            rows = measure(entries, scenario, device, repeats=chosen.repeats, budget=chosen.budget, once=chosen.once)
+            add_counts(rows, config, dtype.itemsize, peak, report.found["clock"])
+            report.add("measured", *rows)
+            print(*(line(row) for row in rows), sep="\n", flush=True)
         if chosen.stages:
             report.add(
                 "stages",
@@ -479,7 +475,7 @@ def run_ours(report: Report, name: str, chosen: argparse.Namespace, device: torc
                     for queries in chosen.queries[:2]
                 ),
             )
-    del segmenter, contenders
+    del segmenter, entries
     free(device)
 
 

@@ -156,7 +156,7 @@ def ask(author: Author, count: int, *, comparisons: float = 1.0) -> Iterator[Que
 
 
 def _order(rng: np.random.Generator, comparisons: float) -> list[str]:
-    if comparisons == 1:
+    if comparisons == 1:  # weighted draws would be others: no sample that was ever drawn may change
         return [QUESTION_TAGS[i] for i in rng.permutation(len(QUESTION_TAGS))]
     weights = np.array([comparisons if tag == "compare" else 1.0 for tag in QUESTION_TAGS])
     return rng.choice(QUESTION_TAGS, size=len(QUESTION_TAGS), replace=False, p=weights / weights.sum()).tolist()
