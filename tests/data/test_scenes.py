@@ -347,3 +347,32 @@ def test_more_comparisons_can_be_asked_for_and_change_no_expression():
         assert [target.text for target in before.targets] == [target.text for target in after.targets]
     with pytest.raises(SettingError, match="comparisons=0 must be above 0"):
         Scenes("train", comparisons=0)
+
+
+def test_hard_expressions_are_more_often_hard_and_as_true():
+    plain, hard = (Scenes("train", length=300, size_wh=(96, 96), hard=share) for share in (0.0, 1.0))
+    shares = []
+    for scenes in (plain, hard):
+        texts = [target.text for sample in scenes for target in sample.targets]
+        assert {target.tag for sample in scenes for target in sample.targets} <= set(TARGET_TAGS)
+        shares.append(sum(bool(re.search("second|third|closest|nearest", text)) for text in texts) / len(texts))
+    assert shares[0] < 0.15
+    assert shares[1] > 0.4
+    tags = {target.tag for sample in hard for target in sample.targets}
+    assert tags == {"ordinal", "relation", "attribute", "absent"}
+    for sample, target, indices in targets_of(list(hard)):
+        assert (target.tag == "absent") == (not indices) == (not target.mask.any())
+        assert len(indices) <= 1
+        assert not words_pair_held_out(target.text), sample.source
+
+
+def words_pair_held_out(text: str) -> bool:
+    said = split_words(text)
+    return any(colour in said and kind in said and f"{colour} {kind}" in text for colour, kind in HELD_OUT)
+
+
+def test_hard_expressions_need_a_share_and_tags_that_have_some():
+    with pytest.raises(SettingError, match=r"hard=1\.5 is a share"):
+        Scenes("train", hard=1.5)
+    with pytest.raises(SettingError, match="none of these has hard expressions"):
+        Scenes("train", hard=0.5, tags=["plural"])

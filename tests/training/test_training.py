@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -185,6 +186,9 @@ def test_photographs_join_the_mixture(tmp_path):
     with pytest.raises(DatasetError, match="No folder ccp"):
         nano.build_mixture(tmp_path, length=1, photographs=0.4, queries=4)
     assert list(nano.build_mixture(None, length=1, photographs=0.0, queries=4).parts) == ["scenes", "scenes_there"]
+    chosen: Any = nano.build_mixture(None, length=1, photographs=0.0, queries=4, comparisons=2.0, hard=0.5)
+    for part in chosen.parts.values():
+        assert (part.samples.comparisons, part.samples.hard) == (2.0, 0.5)
 
 
 def test_settings_are_read_as_their_types():

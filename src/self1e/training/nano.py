@@ -199,10 +199,10 @@ def compile_layers(model: Self1EForConditionalGeneration, backend: str = "induct
         layer.forward = torch.compile(layer.forward, backend=backend, dynamic=True)
 
 
-def training_scenes(*, absent: bool = True, comparisons: float = 1.0) -> Scenes:
+def training_scenes(*, absent: bool = True, comparisons: float = 1.0, hard: float = 0.0) -> Scenes:
     """Endless drawn scenes of several sizes, with or without words that fit nothing."""
     tags = None if absent else [tag for tag in TARGET_TAGS if tag != "absent"]
-    return Scenes("train", size_wh=SCENE_SIZES, length=1_000_000_000, tags=tags, comparisons=comparisons)
+    return Scenes("train", size_wh=SCENE_SIZES, length=1_000_000_000, tags=tags, comparisons=comparisons, hard=hard)
 
 
 def training_clothing(data: Path) -> Clothing:
@@ -245,6 +245,7 @@ def build_mixture(
     few_absent: int = 0,
     questions: int = 1,
     comparisons: float = 1.0,
+    hard: float = 0.0,
 ) -> Mixture | Turn:
     """Mix drawn scenes with photographs.
 
@@ -261,10 +262,11 @@ def build_mixture(
             learning stopped (docs/log.md).
         questions: Most questions with written answers per scene, 1 or 2.
         comparisons: How many times as often as another kind of question a comparison is asked.
+        hard: Share of hard expressions in scenes (see `Scenes`).
     """
     common: dict[str, Any] = {"data": data, "length": length, "seed": seed, "photographs": photographs}
     common |= {"queries": queries, "augment": augment or PhotoAugment()}
-    common |= {"questions": questions, "comparisons": comparisons}
+    common |= {"questions": questions, "comparisons": comparisons, "hard": hard}
     then = _mixture(**common, absent=absent)
     return Turn(_mixture(**common, absent=absent / 2), then, at=few_absent) if few_absent else then
 
@@ -280,12 +282,13 @@ def _mixture(
     absent: float,
     questions: int,
     comparisons: float,
+    hard: float,
 ) -> Mixture:
     """See `build_mixture`."""
     parts = {}
     for name, share in (("scenes", absent), ("scenes_there", 1 - absent)):
         if share * (1 - photographs) > 0:
-            samples = training_scenes(absent=name == "scenes", comparisons=comparisons)
+            samples = training_scenes(absent=name == "scenes", comparisons=comparisons, hard=hard)
             parts[name] = Part(samples=samples, weight=share * (1 - photographs))
     if data is not None and photographs > 0:
         parts["clothing"] = Part(

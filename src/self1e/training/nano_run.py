@@ -110,6 +110,7 @@ def _run(recipe: TrainRecipe, *, data: Path | None, out: Path, resume: bool, sav
         few_absent=recipe.few_absent,
         questions=recipe.questions,
         comparisons=recipe.comparisons,
+        hard=recipe.hard,
     )
     arguments = _arguments(
         recipe, out, steps=recipe.steps, batch=recipe.batch_size, rate=recipe.learning_rate, save_steps=save_steps

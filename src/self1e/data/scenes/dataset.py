@@ -8,7 +8,7 @@ from typing import Literal, cast, get_args
 import numpy as np
 
 from self1e.data.sample import Question, Sample, Target
-from self1e.data.scenes.expressions import TARGET_TAGS, Author, propose
+from self1e.data.scenes.expressions import HARD_MAKERS, TARGET_TAGS, Author, propose
 from self1e.data.scenes.grammar import Expression
 from self1e.data.scenes.questions import ask
 from self1e.data.scenes.scene import HeldOut, Scene, compose
@@ -42,6 +42,7 @@ class Scenes(Sequence[Sample]):
         tags: Sequence[str] | None = None,
         held_out: HeldOut = "never",
         comparisons: float = 1.0,
+        hard: float = 0.0,
     ) -> None:
         """Describe the data; nothing is drawn yet.
 
@@ -54,6 +55,9 @@ class Scenes(Sequence[Sample]):
             held_out: ``"never"`` shows and names no held-out pair. ``"only"`` names one in every target and every
                 question (reasoning sentences name none, so they do not occur). ``"any"`` does not look.
             comparisons: How many times as often as another kind of question a comparison is asked first.
+            hard: Share of the expressions that are of kinds learned last: "the second
+                one from the left", "the star closest to the moon", a colour and a kind, relations and sizes that fit
+                nothing.
         """
         if split not in get_args(Split):
             raise SettingError(f"scenes.split={split!r} must be one of {get_args(Split)}.")
@@ -69,6 +73,8 @@ class Scenes(Sequence[Sample]):
             raise SettingError(f"scenes.seed={seed} must be 0 or more.")
         if not comparisons > 0:
             raise SettingError(f"scenes.comparisons={comparisons} must be above 0; 1 asks all kinds equally often.")
+        if not 0 <= hard <= 1:
+            raise SettingError(f"scenes.hard={hard} is a share: expected 0 to 1.")
         self.split = split
         self.sizes_wh = _check_sizes(size_wh)
         self.length = length
@@ -76,6 +82,12 @@ class Scenes(Sequence[Sample]):
         self.tags = _check_tags(tags, held_out)
         self.held_out: HeldOut = held_out
         self.comparisons = comparisons
+        self.hard = hard
+        if hard and not any(tag in self.tags for tag, _, _ in HARD_MAKERS):
+            raise SettingError(
+                f"scenes.hard={hard} with tags={self.tags}: none of these has hard expressions; "
+                f"expected one of {tuple(dict.fromkeys(tag for tag, _, _ in HARD_MAKERS))}, or hard=0."
+            )
 
     def __len__(self) -> int:
         return self.length
@@ -90,7 +102,7 @@ class Scenes(Sequence[Sample]):
             size_wh = self.sizes_wh[int(rng.random() * len(self.sizes_wh))]
             scene = compose(rng, size_wh, self.held_out)
             author = Author(scene, rng, self.held_out)
-            found = list(propose(author, self.tags, count=4 + int(rng.random() * 3)))
+            found = list(propose(author, self.tags, count=4 + int(rng.random() * 3), hard=self.hard))
             if found:
                 targets = tuple(_target(scene, author, tag, expression, meaning) for tag, expression, meaning in found)
                 questions = tuple(ask(author, 2, comparisons=self.comparisons))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import bisect
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from self1e.data.scenes.grammar import (
@@ -121,10 +123,15 @@ def _relation(author: Author) -> Expression | None:
     if noun.kind is None and noun.colour is None and author.rng.random() < 0.5:
         noun = _noun(head, ("kind",))
     wanted_absent = author.rng.random() < 0.1
+    return _true_relation(author, noun, anchor, 0 if wanted_absent else 1)
+
+
+def _true_relation(author: Author, noun: Noun, anchor: Noun, count: int) -> Related | None:
+    """Find a relation to the anchor that holds for so many of the things that a noun fits."""
     for i in author.rng.permutation(len(_RELATIONS)):
         related = Related(noun, _RELATIONS[i], anchor)
         meaning = related.denotes(author.scene)
-        if meaning is not None and len(meaning) == (0 if wanted_absent else 1):
+        if meaning is not None and len(meaning) == count:
             return related
     return None
 
@@ -182,10 +189,7 @@ def _absent(author: Author) -> Expression | None:
     elif chance < 0.5:
         kinds = list(KINDS)
     elif chance < 0.6 and author.held_out != "only":
-        # A thing that is there, but not in this size or pattern.
-        thing = pick(rng, scene.things)
-        wrong = pick(rng, scene.things)
-        return The(Noun(kind=thing.kind, **{name: getattr(wrong, name) for name in (pick(rng, ("size", "pattern")),)}))
+        return _wrong_attribute(author)
     there = {thing.pair for thing in scene.things}
     pairs = [(c, k) for c in colours for k in kinds if (c, k) not in there and author.allows(frozenset({(c, k)}))]
     if not pairs:
@@ -194,11 +198,21 @@ def _absent(author: Author) -> Expression | None:
     return The(Noun(colour=colour, kind=kind))
 
 
+def _wrong_attribute(author: Author) -> Expression:
+    """Name a thing that is there, in a size or pattern that it may not have."""
+    thing, wrong = pick(author.rng, author.scene.things), pick(author.rng, author.scene.things)
+    name = pick(author.rng, ("size", "pattern"))
+    return The(Noun(kind=thing.kind, **{name: getattr(wrong, name)}))
+
+
 def _reasoning(author: Author) -> Expression | None:
     thing = author.thing()
     # Half of the time about the colour that is there: most riddles fit no thing of a given scene.
     return Riddle(thing.colour if author.rng.random() < 0.25 else pick(author.rng, RIDDLES[len(COLOURS) :]))
 
+
+Maker = tuple[str, float, Callable[[Author], Expression | None]]
+"""Tag, how often it is proposed, who proposes."""
 
 MAKERS: dict[str, tuple[float, Callable[[Author], Expression | None]]] = {
     "attribute": (4, _attribute),
@@ -216,18 +230,51 @@ MAKERS: dict[str, tuple[float, Callable[[Author], Expression | None]]] = {
 TARGET_TAGS = tuple(MAKERS)
 
 
-def propose(author: Author, tags: tuple[str, ...], count: int) -> Iterator[tuple[str, Expression, frozenset[int]]]:
-    """Yield up to ``count`` clear and different expressions, with their tags and what they denote."""
-    weights = [MAKERS[tag][0] for tag in tags]
-    ladder = [sum(weights[: i + 1]) for i in range(len(weights))]
+def _late_ordinal(author: Author) -> Expression | None:
+    return Ordinal(author.group(), pick(author.rng, (2, 2, 3)), pick(author.rng, SIDES))
+
+
+def _closest(author: Author) -> Expression | None:
+    found = author.unique()
+    return found and Related(author.group(), "closest", found[0])
+
+
+def _pair(author: Author) -> Expression | None:
+    return The(_noun(author.thing(), ("colour", "kind")))
+
+
+def _absent_relation(author: Author) -> Expression | None:
+    found = author.unique()
+    return found and _true_relation(author, author.group(), found[0], 0)
+
+
+HARD_MAKERS: tuple[Maker, ...] = (
+    ("ordinal", 3, _late_ordinal),
+    ("relation", 3, _closest),
+    ("attribute", 2, _pair),
+    ("absent", 1, _absent_relation),
+    ("absent", 1.5, _wrong_attribute),
+)
+"""Expressions that `nano` learned last (docs/log.md)."""
+
+
+def propose(
+    author: Author, tags: tuple[str, ...], count: int, *, hard: float = 0.0
+) -> Iterator[tuple[str, Expression, frozenset[int]]]:
+    """Yield up to ``count`` clear and different expressions, with their tags and what they denote.
+
+    ``hard`` is the share of them that one of `HARD_MAKERS` proposes.
+    """
+    makers = [(tag, *MAKERS[tag]) for tag in tags]
+    hard_makers = [maker for maker in HARD_MAKERS if maker[0] in tags]
     seen: set[Expression] = set()
     for _ in range(3 * count):  # some tags are impossible in some scenes
         if len(seen) == count:
             return
-        dice = author.rng.random() * ladder[-1]
-        tag = tags[next(i for i, step in enumerate(ladder) if dice < step)]
+        # No dice without `hard`: no sample that was ever drawn may change.
+        tag, make = _throw(author.rng, hard_makers if hard and author.rng.random() < hard else makers)
         for _ in range(8):
-            expression = MAKERS[tag][1](author)
+            expression = make(author)
             if expression is None or expression in seen:
                 continue
             if not author.allows(expression.pairs, expression.denied_pairs):
@@ -238,6 +285,13 @@ def propose(author: Author, tags: tuple[str, ...], count: int) -> Iterator[tuple
                 seen.add(expression)
                 yield tag, expression, meaning
                 break
+
+
+def _throw(rng: Rng, makers: Sequence[Maker]) -> tuple[str, Callable[[Author], Expression | None]]:
+    steps = list(itertools.accumulate(weight for _, weight, _ in makers))
+    dice = rng.random() * steps[-1]
+    tag, _, make = makers[bisect.bisect_right(steps, dice)]
+    return tag, make
 
 
 def is_fair(tag: str, expression: Expression, meaning: frozenset[int] | None) -> bool:

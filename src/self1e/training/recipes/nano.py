@@ -40,6 +40,8 @@ class TrainRecipe:
     """Questions with written answers per drawn scene, at most 2."""
     comparisons: float = 1.0
     """How many times as often as another kind of question a comparison of two things is asked."""
+    hard: float = 0.0
+    """Share of a drawn scene's expressions that are of kinds learned last (see `self1e.data.scenes.Scenes`)."""
     smallest_cut: float = 0.25
     """Least share of a photograph's area that a random cut keeps."""
     recolour: float = 0.0
@@ -92,7 +94,7 @@ class TrainRecipe:
                 f"encoder_pictures={self.encoder_pictures} are {self.encoder_steps} steps; expected at least "
                 f"warmup_steps={self.warmup_steps}, or 0 pictures to leave the first stage out."
             )
-        for name in ("photographs", "encoder_photographs", "smallest_cut", "recolour", "absent"):
+        for name in ("photographs", "encoder_photographs", "smallest_cut", "recolour", "absent", "hard"):
             if not 0 <= getattr(self, name) <= 1:
                 raise SettingError(f"{name}={getattr(self, name)} is a share: expected 0 to 1.")
         self.parts()  # a wrong setting of a later run shows now
