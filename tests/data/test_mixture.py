@@ -50,6 +50,24 @@ def test_rows_are_published_prompts_with_their_masks():
     assert questions == {*prompts.TRAINING_QUESTIONS["phrase"], prompts.VALIDATION_QUESTIONS["phrase"]}
 
 
+def test_a_phrase_brings_no_second_article_where_that_is_wished():
+    pixels = np.zeros((4, 4), bool)
+    said = ("the mug", "A mug", "an old mug", "mug", "theatre")
+    targets = tuple(Target(text=text, mask=pixels, kind="phrase") for text in said)
+    sample = Sample(image=Image.new("RGB", (4, 4)), targets=targets, source="test")
+    found = {}
+    for wished in (True, False):
+        part = Part(samples=[sample], one_article=wished)
+        mixture = Mixture({"own": part}, length=60, queries=5, validation_prompt=0.3)
+        found[wished] = {row.question for item in map(mixture.__getitem__, range(60)) for row in item.rows}
+    whole = "<image>\nPlease segment the {} in this image."
+    kept = "<image>\nWhat is {} in this image? Please output segmentation mask."
+    assert {whole.format(text) for text in ("mug", "old mug", "theatre")} <= found[True]
+    assert not any(doubled in question for question in found[True] for doubled in ("the the ", "the A ", "the an "))
+    assert {kept.format(text) for text in said} <= found[True]
+    assert {form.format(text) for text in said for form in (whole, kept)} <= found[False]
+
+
 def test_absent_names_get_empty_masks():
     mixture = Mixture({"photo": Part(samples=[photograph()], absent=1.0)}, length=5, queries=2)
     for row in mixture[0].rows:

@@ -5,6 +5,7 @@ Item ``i`` is the same item on every machine, whatever the number of workers: a 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -68,6 +69,12 @@ class Part:
     """Chance that a phrase loses its leading "the"."""
     lower: bool = False
     """Lower-case phrases, as published (METHOD 7.1); sentences stay as they are."""
+    one_article: bool = False
+    """Whether a phrase loses its own article where the question brings one, as two of METHOD 3.6 do: "segment the
+    mug", not "segment the the mug". Published phrases keep both."""
+
+
+_ARTICLE = re.compile(r"^(the|an?)\s+(?=\S)", re.IGNORECASE)
 
 
 class Mixture(Dataset[Item]):
@@ -167,7 +174,10 @@ class Mixture(Dataset[Item]):
             question = prompts.VALIDATION_QUESTIONS[target.kind].format(text=text)
         else:
             templates = prompts.TRAINING_QUESTIONS[target.kind]
-            question = templates[int(rng.integers(len(templates)))].format(text=text)
+            template = templates[int(rng.integers(len(templates)))]
+            if part.one_article and "the {text}" in template:
+                text = _ARTICLE.sub("", text)
+            question = template.format(text=text)
         return Row(question=question, answer=self.answers[int(rng.integers(len(self.answers)))], mask=target.mask)
 
 

@@ -67,7 +67,7 @@ class OwnEpochs:
         augment = OwnAugment(colour=data.colour, mirror=data.mirror) if data.colour or data.mirror else None
         return Epoch(
             # Lower-case phrases, because they will be asked for so: "the Fire Hydrant" is no other thing.
-            {OWN: Part(samples=self.pictures, augment=augment, absent=data.absent, lower=True)},
+            {OWN: Part(samples=self.pictures, augment=augment, absent=data.absent, lower=True, one_article=True)},
             batch_size=self.recipe.optim.micro_batch,
             queries=data.queries,
             seed=self.recipe.seed,
