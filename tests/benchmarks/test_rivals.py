@@ -121,6 +121,18 @@ def test_ours_goes_through_every_table(
     assert (tmp_path / "speed.png").stat().st_size > 1000
 
 
+def test_a_resumed_run_measures_again_what_stood_only_beside_rivals(benchmark_module: Any, tmp_path: Any):
+    speed = benchmark_module("speed")
+    given = {"hardware": "x", "dtype": "float32", "threads": 1, "command": "c", "commit": "d", "date": "e"}
+    row = {"model": "nano", "tiles": 1, "queries": 1, "pictures": 1}
+    beside = {"measured": [row | {"form": "ours beside rivals"}], "runs": []}
+    (tmp_path / "speed.json").write_text(json.dumps(given | beside))
+    report = speed.Report(tmp_path / "speed", given, resume=True)
+    assert not report.has(row)
+    report.found["measured"].append(row | {"form": "ours"})
+    assert report.has(row)
+
+
 def test_a_contender_without_memory_leaves_a_row_and_the_others_go_on(benchmark_module: Any):
     speed, contenders = benchmark_module("speed"), benchmark_module("contenders")
 
