@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from pathlib import Path
 
 import torch
@@ -26,11 +28,15 @@ def is_shortage(error: BaseException) -> bool:
 
 
 def release(device: torch.device) -> None:
-    """Give back what torch holds for reuse: pieces of it may be too small for what comes next."""
+    """Give back what torch, or the C library, holds for reuse: its pieces may be too small for what comes next."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
+    elif sys.platform == "linux":
+        # Before 2.38 glibc could not reuse a freed block for an aligned one of the same size (its bug 14581), and torch
+        # aligns all of them. Other C libraries have no such function.
+        getattr(ctypes.CDLL(None), "malloc_trim", int)(0)
 
 
 def batch_memory(device: torch.device) -> int:

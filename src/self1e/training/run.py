@@ -34,6 +34,7 @@ from self1e.training.guards import Guarded
 from self1e.training.order import Epochs
 from self1e.training.recipes.overriding import differences
 from self1e.training.recipes.settings import Recipe
+from self1e.training.releasing import release_between_towers
 from self1e.training.trainer import Self1ETrainer
 from self1e.training.training_data import Bucketing, TrainingData, data_changes, open_training_data
 from self1e.training.watching import BEST, Watching
@@ -237,6 +238,7 @@ def _run(
     args = arguments(plan, out, report_to=report_to)
     if plan.strategy == "fsdp2":
         distributed.shard(model, args.device, bf16=recipe.optim.bf16)
+    release_between_towers(model)
     trainer = RunTrainer(
         model=model,
         args=args,
@@ -310,7 +312,8 @@ def arguments(plan: Plan, out: Path, *, report_to: Sequence[str] = ()) -> Traini
         # As if so many micro-batches were added up (METHOD 6.4): Adam's step is the same, clipping begins earlier.
         adam_epsilon=optim.eps / optim.summed_micro_batches,
         max_grad_norm=optim.max_grad_norm / optim.summed_micro_batches,
-        optim="adamw_torch_fused" if is_cuda else "adamw_torch",
+        # On a CPU too: the other holds a copy of the largest tensor.
+        optim="adamw_torch" if plan.device.type == "mps" else "adamw_torch_fused",
         bf16=optim.bf16,
         **_recomputing(optim.gradient_checkpointing),
         use_cpu=plan.device.type == "cpu",
