@@ -238,7 +238,8 @@ def _run(
     args = arguments(plan, out, report_to=report_to)
     if plan.strategy == "fsdp2":
         distributed.shard(model, args.device, bf16=recipe.optim.bf16)
-    release_between_towers(model)
+    if args.device.type == "cpu":
+        release_between_towers(model)
     trainer = RunTrainer(
         model=model,
         args=args,

@@ -55,9 +55,8 @@ class Scenes(Sequence[Sample]):
             held_out: ``"never"`` shows and names no held-out pair. ``"only"`` names one in every target and every
                 question (reasoning sentences name none, so they do not occur). ``"any"`` does not look.
             comparisons: How many times as often as another kind of question a comparison is asked first.
-            hard: Share of the expressions that are of kinds learned last: "the second
-                one from the left", "the star closest to the moon", a colour and a kind, relations and sizes that fit
-                nothing.
+            hard: Share of the expressions that are of kinds learned last: "the second one from the left", "the star
+                closest to the moon", a colour and a kind, relations and sizes that fit nothing.
         """
         if split not in get_args(Split):
             raise SettingError(f"scenes.split={split!r} must be one of {get_args(Split)}.")
