@@ -193,7 +193,7 @@ def measure(
     for repeat in range(repeats + 1):
         for path in PATHS:
             prepare(model, path, attention, checkpointing)
-            hooks = release_between_towers(model) if path == "ours" else []
+            hooks = release_between_towers(model, device) if path == "ours" else []
             optimizer.zero_grad(set_to_none=True)
             gc.collect()
             with Peak(device) as peak:

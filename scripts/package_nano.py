@@ -190,7 +190,7 @@ One query on one core, encoding included: {found["query_seconds"]:.3f} s. All ta
     python scripts/package_nano.py --card-only
 
 {" ".join(_told(recipe) for recipe in recipes)} On 2 CPU cores all of it takes
-about eight hours; `--set polish=none` ends after the first run, two hours. Recipes: `self1e.training.recipes`. Logs:
+about ten hours; `--set polish=none` ends after the first run, two hours. Recipes: `self1e.training.recipes`. Logs:
 [nano_log.json](../../../../docs/results/nano_log.json).
 
 ## Data

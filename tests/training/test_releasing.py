@@ -17,6 +17,7 @@ from self1e.training import releasing
 from self1e.training.collate import Collator
 from self1e.training.nano import build_mixture
 
+CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -51,7 +52,7 @@ def gradients(model: Self1EForConditionalGeneration, batch: dict[str, Any]) -> d
 def test_a_step_releases_three_times_and_computes_the_same(model, batch, released, monkeypatch):
     before = gradients(model, batch)
     monkeypatch.setattr(releasing, "FEWEST_PARAMETERS", 0)
-    hooks = releasing.release_between_towers(model)
+    hooks = releasing.release_between_towers(model, CPU)
     after = gradients(model, batch)
     assert released == ["cpu"] * 3
     assert before.keys() == after.keys()
@@ -64,7 +65,7 @@ def test_a_step_releases_three_times_and_computes_the_same(model, batch, release
 
 def test_order_on_the_way_there_and_back(model, batch, released, monkeypatch):
     monkeypatch.setattr(releasing, "FEWEST_PARAMETERS", 0)
-    releasing.release_between_towers(model)
+    releasing.release_between_towers(model, CPU)
     loss = model(**batch).loss
     assert len(released) == 2  # after vision, after language
     counts: dict[str, int] = {}
@@ -80,18 +81,18 @@ def test_order_on_the_way_there_and_back(model, batch, released, monkeypatch):
 
 
 def test_answers_small_models_and_other_devices_release_nothing(model, batch, released, monkeypatch):
-    assert releasing.release_between_towers(model) == []
+    assert releasing.release_between_towers(model, CPU) == []
     monkeypatch.setattr(releasing, "FEWEST_PARAMETERS", 0)
-    releasing.release_between_towers(model)
+    releasing.release_between_towers(model, CPU)
     with torch.no_grad():
         model(**batch)
     assert released == []
-    assert releasing.release_between_towers(model.to("meta")) == []
+    assert releasing.release_between_towers(model, torch.device("meta")) == []
 
 
 def test_frozen_words_need_no_way_back(model, batch, released, monkeypatch):
     monkeypatch.setattr(releasing, "FEWEST_PARAMETERS", 0)
-    releasing.release_between_towers(model)
+    releasing.release_between_towers(model, CPU)
     model.requires_grad_(False)
     model.mask_head.requires_grad_(True)
     gradients(model, batch)

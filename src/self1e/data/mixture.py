@@ -5,7 +5,6 @@ Item ``i`` is the same item on every machine, whatever the number of workers: a 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -72,9 +71,6 @@ class Part:
     one_article: bool = False
     """Whether a phrase loses its own article where the question brings one, as two of METHOD 3.6 do: "segment the
     mug", not "segment the the mug". Published phrases keep both."""
-
-
-_ARTICLE = re.compile(r"^(the|an?)\s+(?=\S)", re.IGNORECASE)
 
 
 class Mixture(Dataset[Item]):
@@ -176,7 +172,7 @@ class Mixture(Dataset[Item]):
             templates = prompts.TRAINING_QUESTIONS[target.kind]
             template = templates[int(rng.integers(len(templates)))]
             if part.one_article and "the {text}" in template:
-                text = _ARTICLE.sub("", text)
+                text = prompts.without_article(text)
             question = template.format(text=text)
         return Row(question=question, answer=self.answers[int(rng.integers(len(self.answers)))], mask=target.mask)
 

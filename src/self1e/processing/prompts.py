@@ -179,6 +179,14 @@ UNANSWERABLE_PROMPT = (
 """The same for VizWiz."""
 
 
+_ARTICLE = re.compile(r"^(the|an?)\s+(?=\S)", re.IGNORECASE)
+
+
+def without_article(text: str) -> str:
+    """Return words without the article that they begin with; words without one as they are."""
+    return _ARTICLE.sub("", text)
+
+
 def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 

@@ -14,17 +14,21 @@ FEWEST_PARAMETERS = 100_000_000
 """A smaller model takes little memory, and its steps are too short to look for more."""
 
 
-def release_between_towers(model: Self1EForConditionalGeneration) -> list[RemovableHandle]:
+def release_between_towers(model: Self1EForConditionalGeneration, device: torch.device) -> list[RemovableHandle]:
     """Let each step in training give freed memory back after vision, after language, and on the way back between them.
 
     With activation checkpointing little of what a layer computes is kept, yet glibc's heap grew by 17 to 20 MB with
     each layer of InternVL3-1B, of which 2 MB were in use (docs/log.md). Numbers do not change. CUDA has an allocator
     of its own: there, and for models of fewer than `FEWEST_PARAMETERS`, nothing happens.
 
+    Args:
+        model: To be trained; it may still lie elsewhere.
+        device: Where it will be trained.
+
     Returns:
         Handles of the hooks, whose ``remove`` ends it.
     """
-    if model.device.type != "cpu" or model.num_parameters() < FEWEST_PARAMETERS:
+    if device.type != "cpu" or model.num_parameters() < FEWEST_PARAMETERS:
         return []
     language = model.model.language_model
     return [

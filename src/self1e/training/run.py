@@ -238,8 +238,7 @@ def _run(
     args = arguments(plan, out, report_to=report_to)
     if plan.strategy == "fsdp2":
         distributed.shard(model, args.device, bf16=recipe.optim.bf16)
-    if args.device.type == "cpu":
-        release_between_towers(model)
+    release_between_towers(model, args.device)
     trainer = RunTrainer(
         model=model,
         args=args,

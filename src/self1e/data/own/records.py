@@ -22,7 +22,7 @@ from PIL import Image
 from self1e.data.sample import Sample, Target
 from self1e.errors import DatasetError, PictureError
 from self1e.processing.pictures import SUFFIXES, open_picture
-from self1e.processing.prompts import Kind, guess_kind
+from self1e.processing.prompts import Kind, guess_kind, without_article
 
 SizeWH = tuple[int, int]
 
@@ -299,7 +299,7 @@ def make_sample(record: Record, image: Image.Image, found: Sequence[Decoded]) ->
 def as_query(name: str) -> str:
     """Make a query of a class name: ``trash_can`` becomes "the trash can"."""
     words = " ".join(name.replace("_", " ").split())
-    return words if words.lower().startswith(("the ", "a ", "an ")) else f"the {words}"
+    return f"the {words}" if without_article(words) == words else words
 
 
 def read_json(path: Path) -> Any:

@@ -6,6 +6,7 @@ import bisect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from self1e.data.scenes.grammar import (
     RIDDLES,
@@ -140,9 +141,9 @@ def _superlative(author: Author) -> Expression | None:
     return Extreme(author.group(), pick(author.rng, tuple(EXTREME_WORDS)))
 
 
-def _ordinal(author: Author) -> Expression | None:
+def _ordinal(author: Author, ranks: Sequence[int] = (1, 2, 2, 3)) -> Expression | None:
     noun = author.group()
-    return Ordinal(noun, pick(author.rng, (1, 2, 2, 3)), pick(author.rng, SIDES))
+    return Ordinal(noun, pick(author.rng, ranks), pick(author.rng, SIDES))
 
 
 def _plural(author: Author) -> Expression | None:
@@ -230,10 +231,6 @@ MAKERS: dict[str, tuple[float, Callable[[Author], Expression | None]]] = {
 TARGET_TAGS = tuple(MAKERS)
 
 
-def _late_ordinal(author: Author) -> Expression | None:
-    return Ordinal(author.group(), pick(author.rng, (2, 2, 3)), pick(author.rng, SIDES))
-
-
 def _closest(author: Author) -> Expression | None:
     found = author.unique()
     return found and Related(author.group(), "closest", found[0])
@@ -249,7 +246,7 @@ def _absent_relation(author: Author) -> Expression | None:
 
 
 HARD_MAKERS: tuple[Maker, ...] = (
-    ("ordinal", 3, _late_ordinal),
+    ("ordinal", 3, partial(_ordinal, ranks=(2, 2, 3))),
     ("relation", 3, _closest),
     ("attribute", 2, _pair),
     ("absent", 1, _absent_relation),
